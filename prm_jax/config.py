@@ -1,0 +1,383 @@
+"""Every setting of a run, as frozen dataclasses that refuse bad values when they are made.
+
+A config file (`configs/*.py`) defines `get_config() -> Config`; the command line overrides single
+fields (`--ppo.clip-low=0.1`). The resolved config is written to the workdir before anything else,
+and it stops at `steps/` and `stages/`: the math takes plain scalars.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from prm_jax.types import Limits
+
+
+class ConfigError(ValueError):
+    """A setting is out of range or contradicts another; names the field, the value, the mend."""
+
+
+class _Section:
+    """Gives a config section `_require`: a check that names the field, its value and the mend."""
+
+    section: ClassVar[str] = ""
+
+    def _require(self, field: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            name = f"{self.section}.{field}" if self.section else field
+            value = self
+            for part in field.split("."):
+                value = getattr(value, part)
+            raise ConfigError(f"{name} = {value!r} is not allowed: it must be {allowed}")
+
+    def _positive(self, *fields: str) -> None:
+        for field in fields:
+            self._require(field, getattr(self, field) > 0, "greater than 0")
+
+    def _not_negative(self, *fields: str) -> None:
+        for field in fields:
+            self._require(field, getattr(self, field) >= 0, "at least 0")
+
+    def _fraction(self, *fields: str) -> None:
+        for field in fields:
+            self._require(field, 0 <= getattr(self, field) <= 1, "between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemsConfig(_Section):
+    """The problem sets. `chains` is built in: chains of list operations, one line each."""
+
+    section: ClassVar[str] = "problems"
+
+    name: Literal["chains"] = "chains"
+    seed: int = 0
+    """Seed of the generator; another seed gives other problems."""
+    sft_pairs: int = 20_000
+    """(prompt, solution) pairs for SFT, some of them with a plausible mistake."""
+    train: int = 1_000
+    validation: int = 100
+    test: int = 200
+    """Held-out problems with the horizons of `test_horizons`; `test_long` has as many."""
+    sft_horizons: tuple[int, int] = (1, 8)
+    """Fewest and most lines of a solution, both included."""
+    train_horizons: tuple[int, int] = (6, 8)
+    test_horizons: tuple[int, int] = (3, 8)
+    long_horizons: tuple[int, int] = (9, 10)
+
+    def __post_init__(self):
+        self._positive("sft_pairs", "train", "validation", "test")
+        for name in ("sft_horizons", "train_horizons", "test_horizons", "long_horizons"):
+            low, high = getattr(self, name)
+            self._require(name, 1 <= low <= high, "two numbers, 1 <= fewest <= most")
+        self._require(
+            "long_horizons",
+            self.long_horizons[0] > max(self.sft_horizons[1], self.train_horizons[1]),
+            f"longer than every training horizon (sft {self.sft_horizons}, "
+            f"train {self.train_horizons})",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig(_Section):
+    section: ClassVar[str] = "tokenizer"
+
+    path: str = ""
+    """A `tokenizer.json`; empty trains a byte-level BPE on the SFT pairs at first use."""
+    vocab_size: int = 512
+    """Entries of the BPE that is trained; the model's vocabulary follows the tokenizer."""
+    eos: str = ""
+    """End-of-sequence token of `path`; empty tries the usual names."""
+
+    def __post_init__(self):
+        self._require("vocab_size", self.vocab_size >= 260, "at least 260 (bytes and specials)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(_Section):
+    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+    Qwen2/2.5 is qkv_bias=True; Qwen3 is qk_norm=True; Llama is neither.
+    """
+
+    section: ClassVar[str] = "model"
+
+    layers: int = 3
+    embed: int = 64
+    heads: int = 2
+    kv_heads: int = 2
+    head_dim: int = 32
+    mlp: int = 192
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters and optimizer are float32."""
+
+    def __post_init__(self):
+        self._positive("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "rope_theta")
+        self._require("norm_eps", self.norm_eps > 0, "greater than 0")
+        self._require("head_dim", self.head_dim % 2 == 0, "even (rotary positions turn pairs)")
+        self._require("kv_heads", self.heads % self.kv_heads == 0, f"a divisor of {self.heads=}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(_Section):
+    """Devices per axis; -1 on one axis takes all that are left."""
+
+    section: ClassVar[str] = "mesh"
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self):
+        axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        for name, size in axes.items():
+            self._require(name, size >= 1 or size == -1, "at least 1, or -1 for all that are left")
+        if list(axes.values()).count(-1) > 1:
+            raise ConfigError(f"mesh = {axes} is not allowed: at most one axis may be -1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SandboxConfig(_Section):
+    section: ClassVar[str] = "sandbox"
+
+    jobs: int = 0
+    """Programs at once; 0 takes the cores that this process may use."""
+    min_tier: Literal["T0", "T1", "T2", "T3", "T4"] = "T3"
+    """The weakest isolation that is accepted (docs/sandbox.md)."""
+    cpu_s: float = 2.0
+    memory_mib: int = 256
+
+    def __post_init__(self):
+        self._not_negative("jobs")
+        self._positive("cpu_s", "memory_mib")
+
+    def limits(self) -> Limits:
+        return Limits(cpu_s=self.cpu_s, memory_mib=self.memory_mib)
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig(_Section):
+    section: ClassVar[str] = "sft"
+
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    warmup_steps: int = 30
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 200
+
+    def __post_init__(self):
+        self._positive("steps", "batch_size", "learning_rate", "max_grad_norm", "checkpoint_every")
+        self._not_negative("warmup_steps", "weight_decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig(_Section):
+    """PPO, shared by the baseline (`rl`) and the run with the PRM (`rl_prm`)."""
+
+    section: ClassVar[str] = "ppo"
+
+    steps: int = 40
+    rollouts: int = 128
+    """Responses per step."""
+    samples_per_prompt: int = 1
+    epochs: int = 1
+    minibatches: int = 2
+    learning_rate: float = 6e-4
+    critic_learning_rate: float = 1e-3
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    value_clip: float = 0.2
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    kl_coef: float = 0.02
+    checkpoint_every: int = 10
+
+    def __post_init__(self):
+        self._positive(
+            "steps", "rollouts", "samples_per_prompt", "epochs", "minibatches", "learning_rate",
+            "critic_learning_rate", "max_grad_norm", "temperature", "value_clip",
+            "checkpoint_every",
+        )  # fmt: skip
+        self._require("clip_low", 0 < self.clip_low < 1, "between 0 and 1")
+        self._require("clip_high", 0 < self.clip_high, "greater than 0")
+        self._fraction("gamma", "gae_lambda")
+        self._not_negative("kl_coef")
+        self._require(
+            "rollouts",
+            self.rollouts % (self.samples_per_prompt * self.minibatches) == 0,
+            f"a multiple of samples_per_prompt x minibatches = "
+            f"{self.samples_per_prompt} x {self.minibatches}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseConfig(_Section):
+    """DenseReward: lam * R / (lines of the response) at every line end (paper, section 3.3)."""
+
+    section: ClassVar[str] = "dense"
+
+    enabled: bool = True
+    lam_fail: float = 0.45
+    """Weight in responses that fail; the paper has 0.25."""
+    lam_pass: float = 0.45
+    """Weight in responses that pass; the paper has 0.025."""
+    allow_rank_inversion: bool = False
+    """Accept weights under which a failing program could earn more than a passing one."""
+
+    def __post_init__(self):
+        self._not_negative("lam_fail", "lam_pass")
+        if self.lam_fail + self.lam_pass >= 1 and not self.allow_rank_inversion:
+            raise ConfigError(
+                f"dense.lam_fail = {self.lam_fail} and dense.lam_pass = {self.lam_pass} are not "
+                "allowed together: a failing program could earn lam_fail and a passing one "
+                "1 - lam_pass, so their sum must be below 1; lower one of them, or accept it with "
+                "dense.allow_rank_inversion"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig(_Section):
+    """PRM data: responses of checkpoints of the baseline, labelled by binary search."""
+
+    section: ClassVar[str] = "label"
+
+    checkpoints: int = 4
+    """Checkpoints of the baseline, evenly spaced, that the responses come from."""
+    responses: int = 1_000
+    """Responses per checkpoint."""
+    validation_responses: int = 256
+    """Responses to validation problems (all checkpoints together) that judge the PRM."""
+    samples_per_prefix: int = 8
+    """K: completions per probed prefix; the paper has 20."""
+    wave: int = 4
+    """Completions sampled at a time; a prefix is settled by the first wave with a pass."""
+    temperature: float = 1.0
+    completer: Literal["policy", "best"] = "best"
+    """Who completes: the checkpoint that wrote the response (paper), or the last checkpoint."""
+
+    def __post_init__(self):
+        self._positive(
+            "checkpoints", "responses", "validation_responses", "samples_per_prefix", "wave",
+            "temperature",
+        )  # fmt: skip
+        self._require(
+            "wave",
+            self.samples_per_prefix % self.wave == 0,
+            f"a divisor of samples_per_prefix = {self.samples_per_prefix}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PRMConfig(_Section):
+    """The process reward model: the SFT backbone with a scalar head, squared error on labels."""
+
+    section: ClassVar[str] = "prm"
+
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup_steps: int = 30
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 200
+    selection: Literal["full", "remove_hard", "medium_only", "revised_only"] = "full"
+    """Which responses train it; the paper prefers revised_only."""
+    loss_on: Literal["all", "first_error"] = "first_error"
+    """All lines (paper), or the lines up to and including the first -1."""
+
+    def __post_init__(self):
+        self._positive("steps", "batch_size", "learning_rate", "max_grad_norm", "checkpoint_every")
+        self._not_negative("warmup_steps", "weight_decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(_Section):
+    section: ClassVar[str] = "evaluate"
+
+    samples: int = 10
+    temperature: float = 0.2
+    top_p: float = 1.0
+    bootstrap: int = 2_000
+    """Resamples of the problems for each interval."""
+    confidence: float = 0.95
+
+    def __post_init__(self):
+        self._positive("samples", "temperature", "bootstrap")
+        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._require("confidence", 0 < self.confidence < 1, "between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(_Section):
+    """All settings of one run."""
+
+    seed: int = 0
+    """Root of all randomness of the run (the problems have their own seed)."""
+    value_init: bool = True
+    """ValueInit: the critic of `rl_prm` starts as the PRM, its head scaled to the returns."""
+    max_prompt_tokens: int = 128
+    max_completion_tokens: int = 64
+    problems: ProblemsConfig = ProblemsConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    sft: SFTConfig = SFTConfig()
+    ppo: PPOConfig = PPOConfig()
+    dense: DenseConfig = DenseConfig()
+    label: LabelConfig = LabelConfig()
+    prm: PRMConfig = PRMConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self):
+        self._positive("max_prompt_tokens", "max_completion_tokens")
+        self._not_negative("seed")
+        if self.label.checkpoints > self.ppo.steps:
+            raise ConfigError(
+                f"label.checkpoints = {self.label.checkpoints} is not allowed: the baseline has "
+                f"only ppo.steps = {self.ppo.steps}"
+            )
+
+
+def load_config(path: Path) -> Config:
+    """Runs a config file and returns its `get_config()`; raises ConfigError if it has none."""
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"--config = {str(path)!r} is not a file{hint}")
+    spec = importlib.util.spec_from_file_location(f"prm_jax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config = {str(path)!r} must define get_config() -> Config")
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a Config")
+    return config
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields that differ between two configs as dicts: `name: old -> new`."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines

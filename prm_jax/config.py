@@ -253,22 +253,24 @@ class LabelConfig(_Section):
 
     checkpoints: int = 4
     """Checkpoints of the baseline, evenly spaced, that the responses come from."""
-    responses: int = 1_000
-    """Responses per checkpoint."""
-    validation_responses: int = 256
-    """Responses to validation problems (all checkpoints together) that judge the PRM."""
+    prompts: int = 1_000
+    """Training prompts that each checkpoint answers (at most problems.train)."""
+    responses_per_prompt: int = 1
+    validation_prompts: int = 64
+    """Validation prompts that each checkpoint answers: these responses judge the PRM."""
     samples_per_prefix: int = 8
     """K: completions per probed prefix; the paper has 20."""
     wave: int = 4
     """Completions sampled at a time; a prefix is settled by the first wave with a pass."""
     temperature: float = 1.0
     completer: Literal["policy", "best"] = "best"
-    """Who completes: the checkpoint that wrote the response (paper), or the last checkpoint."""
+    """Who completes: the checkpoint that wrote the response (paper), or the checkpoint with the
+    highest pass rate."""
 
     def __post_init__(self):
         self._positive(
-            "checkpoints", "responses", "validation_responses", "samples_per_prefix", "wave",
-            "temperature",
+            "checkpoints", "prompts", "responses_per_prompt", "validation_prompts",
+            "samples_per_prefix", "wave", "temperature",
         )  # fmt: skip
         self._require(
             "wave",

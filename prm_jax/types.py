@@ -121,20 +121,60 @@ class PrefixLabels:
 # ------------------------------------------------------------------------------------------ pytrees
 
 
+# They are all in this module, which the shape checks of the tests leave out: a pytree must also hold
+# shardings and abstract shapes.
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rollout:
-    """A batch of responses on the grid. Masks are bool and True counts."""
+class Samples:
+    """What the sampler returns, N prompts x K samples in B adjacent rows."""
 
     tokens: Int[jax.Array, "B T"]
     valid: Bool[jax.Array, "B T"]  # not padding
     completion_mask: Bool[jax.Array, "B T"]  # chosen by the policy, the EOS included
-    line_end: Bool[jax.Array, "B T"]  # a line of the response that is not blank ends in this token
     logp: Float[jax.Array, "B T"]  # of the distribution it was sampled from
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Samples, what the models say of them, and what the tests said. Masks: True counts."""
+
+    tokens: Int[jax.Array, "B T"]
+    valid: Bool[jax.Array, "B T"]
+    completion_mask: Bool[jax.Array, "B T"]
+    line_end: Bool[jax.Array, "B T"]  # a line of the response that is not blank ends in this token
+    logp: Float[jax.Array, "B T"]
     ref_logp: Float[jax.Array, "B T"]
     values: Float[jax.Array, "B T"]  # of the state before the token was chosen
     prm_scores: Float[jax.Array, "B T"]  # of the prefix that includes the token; read at line_end
     outcome: Float[jax.Array, "B"]  # 1 if all tests pass, else 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PPOBatch:
+    """A rollout as the update needs it: advantages whitened over the whole rollout."""
+
+    tokens: Int[jax.Array, "B T"]
+    valid: Bool[jax.Array, "B T"]
+    completion_mask: Bool[jax.Array, "B T"]
+    logp: Float[jax.Array, "B T"]
+    values: Float[jax.Array, "B T"]
+    advantages: Float[jax.Array, "B T"]
+    returns: Float[jax.Array, "B T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenBatch:
+    """Text for supervised steps: SFT reads `mask` (the completion), the PRM reads line labels."""
+
+    tokens: Int[jax.Array, "B T"]
+    valid: Bool[jax.Array, "B T"]
+    mask: Bool[jax.Array, "B T"]  # tokens or line ends that the loss counts
+    targets: Float[jax.Array, "B T"]  # PRM: label of the line that ends here; SFT: unused zeros
 
 
 @jax.tree_util.register_dataclass

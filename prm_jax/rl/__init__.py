@@ -1,0 +1,1 @@
+"""The pure math of the method: arrays and callables in, arrays out."""

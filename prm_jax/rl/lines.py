@@ -1,0 +1,125 @@
+"""Which token ends which line, and what kind of line it is.
+
+A response is scored, rewarded and labelled at line ends, but the policy writes tokens, and one
+token may hold a newline and more: the end of a line and the start of the next, or several whole
+lines. This module is the only place that knows how the two meet. It works on the exact bytes of
+each token, so that it is right for every tokenizer, and on any text, so that a broken program has
+lines too.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from prm_jax.types import LineKind
+
+# What a program is made of, as far as telling comments from code needs it. Reads from left to right
+# and never looks behind a finished line, so the kind of a line depends on no later line. Some
+# alternative matches at every byte. A string that is not closed runs to the end of its line, or of
+# the text if it is triple-quoted. A quote inside the braces of an f-string ends the string, as it
+# did before Python 3.12.
+_LEXEME = re.compile(
+    rb"""
+      (?P<comment> \#[^\r\n]* )
+    | (?P<joined> \\(?:\r\n|\r|\n) )
+    | (?P<code>
+          '''(?:\\.?+|[^\\])*?(?:'''|\Z)
+        | \"\"\"(?:\\.?+|[^\\])*?(?:\"\"\"|\Z)
+        | '(?:\\\r\n|\\.|[^\\'\r\n])*+'?
+        | \"(?:\\\r\n|\\.|[^\\\"\r\n])*+\"?
+        | [^\x20\t\f\r\n'\"\#\\]++
+        | \\
+      )
+    | [\x20\t\f\r\n]++
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BLANKS = b" \t\f\r\n"  # what Python skips; any other control byte breaks the program, so is code
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lines:
+    """The L lines of one response, in order."""
+
+    end_token: Int[np.ndarray, "L"]  # the token that holds the line's last byte, see split_lines
+    kind: Int[np.ndarray, "L"]  # LineKind
+    text: tuple[bytes, ...]  # the line with its newline; the texts joined are the response
+
+    @property
+    def n_lines(self) -> int:
+        return len(self.text)
+
+
+def split_lines(pieces: Sequence[bytes]) -> Lines:
+    r"""The lines of a response, given the exact bytes of each of its tokens.
+
+    Special tokens are b""; an EOS, if there is one, is the last piece. A line ends with b"\n", and
+    nothing else ends one: "\r\n" ends one line, "\r" and "\f" alone end none. A line ends in the
+    token that holds its newline; text after the last newline is a line too, and it ends in the last
+    token, which is the EOS unless the response was cut off. No text has no lines: an EOS as the
+    first token, or no token at all, gives L = 0, and so does nothing after the last newline.
+
+    Kinds: BLANK has only blanks, wherever it stands. COMMENT has a comment and no code. CODE is
+    the rest: lines inside a multi-line string (a "#" there is text), lines after a backslash, and a
+    comment that a lone "\r" ends, since Python reads what follows it as code.
+    """
+    text = b"".join(pieces)
+    stops = [match.end() for match in re.finditer(rb"\n", text)]
+    if len(text) > (stops[-1] if stops else 0):
+        stops.append(len(text))
+    stop = np.array(stops, dtype=np.int64)
+    # The first token whose bytes reach beyond the line's last byte; empty pieces never do.
+    piece_stop = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    end_token = np.searchsorted(piece_stop, stop - 1, side="right")
+    if stops and not text.endswith(b"\n"):
+        end_token[-1] = len(pieces) - 1
+    starts = [0, *stops[:-1]]
+    lines = tuple(text[a:b] for a, b in zip(starts, stops, strict=False))
+    return Lines(end_token=end_token, kind=_kinds(text, stop, lines), text=lines)
+
+
+def _kinds(text: bytes, stop: np.ndarray, lines: tuple[bytes, ...]) -> np.ndarray:
+    has_code = np.zeros(len(lines), dtype=bool)
+    for match in _LEXEME.finditer(text):
+        if match.lastgroup == "code":
+            first, last = np.searchsorted(stop, (match.start(), match.end() - 1), side="right")
+            has_code[first : last + 1] = True
+        elif match.lastgroup == "joined":  # its own line, and the one that goes on with it
+            first = int(np.searchsorted(stop, match.start(), side="right"))
+            after = int(np.searchsorted(stop, match.end(), side="right"))
+            has_code[first : after + 1] = True
+    kind = np.where(has_code, LineKind.CODE, LineKind.COMMENT)
+    blank = np.array([not line.strip(_BLANKS) for line in lines], dtype=bool)
+    return np.where(blank, LineKind.BLANK, kind)
+
+
+def step_ends(lines: Lines) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
+    """The M steps of a response as `(end_token, kind)`: tokens in which a non-blank line ends.
+
+    Lines that end in one token are one step, since nothing can be scored or sampled between them;
+    it is CODE if any of them is. Tokens ascend strictly.
+    """
+    keep = lines.kind != LineKind.BLANK
+    end_token, step = np.unique(lines.end_token[keep], return_inverse=True)
+    has_code = np.zeros(len(end_token), dtype=bool)
+    np.logical_or.at(has_code, step, lines.kind[keep] != LineKind.COMMENT)
+    return end_token, np.where(has_code, LineKind.CODE, LineKind.COMMENT)
+
+
+def line_end_mask(lines: Lines, n_tokens: int) -> Bool[np.ndarray, "T"]:
+    """True at the tokens that end a step; n_tokens is the size of the mask, padding included.
+
+    Raises ValueError if a line ends beyond n_tokens.
+    """
+    end_token, _ = step_ends(lines)
+    if len(end_token) and end_token[-1] >= n_tokens:
+        raise ValueError(
+            f"n_tokens = {n_tokens} is too small: a line ends in token {end_token[-1]}; "
+            "give the size of the grid that holds the whole response"
+        )
+    mask = np.zeros(n_tokens, dtype=bool)
+    mask[end_token] = True
+    return mask

@@ -1,0 +1,131 @@
+"""Rotary positions and grouped-query attention as pure functions, with and without a cache.
+
+Heads come before time everywhere, `[B, heads, T, head_dim]`, so that the keys of one head lie
+together. Masked scores are a large finite number and not -inf: a row that may see nothing, which is
+padding, then averages over everything instead of becoming NaN.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+MASKED = -1e30
+
+
+def rotary_angles(
+    positions: Int[Array, "B T"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B 1 T half"], Float[Array, "B 1 T half"]]:
+    """Cosine and sine of position * theta^(-2i / head_dim), float32 (RoPE, arXiv 2104.09864).
+
+    float32 because bfloat16 rounds position 257 to 256, and sin(257) is far from sin(256).
+    """
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    angles = positions[:, None, :, None].astype(jnp.float32) * theta**-exponent
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B heads T head_dim"],
+    cos: Float[Array, "B 1 T half"],
+    sin: Float[Array, "B 1 T half"],
+) -> Float[Array, "B heads T head_dim"]:
+    """Turns the pairs (x_i, x_{i + head_dim / 2}), the pairing of Llama's and Qwen's weights."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def causal_attention(
+    query: Float[Array, "B heads S head_dim"],
+    key: Float[Array, "B kv_heads T head_dim"],
+    value: Float[Array, "B kv_heads T head_dim"],
+    valid: Bool[Array, "B T"],
+) -> Float[Array, "B heads S head_dim"]:
+    """softmax(q k / sqrt(head_dim)) v over the valid tokens at or before the query's.
+
+    The queries are those of the last S of the T tokens; each key head serves heads / kv_heads
+    query heads (arXiv 2305.13245). Scores and softmax are float32.
+    """
+    batch, heads, s, head_dim = query.shape
+    kv_heads, t = key.shape[1:3]
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, s, head_dim)
+    scores = jnp.einsum(
+        "bkgsh,bkth->bkgst", grouped * head_dim**-0.5, key, preferred_element_type=jnp.float32
+    )
+    causal = jnp.arange(t) <= jnp.arange(t - s, t)[:, None]
+    mask = causal & valid[:, None, None, None, :]
+    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    out = jnp.einsum("bkgst,bkth->bkgsh", weights.astype(value.dtype), value)
+    return out.reshape(batch, heads, s, head_dim)
+
+
+# Of prompts or of completions, so rows and time are not B and T.
+KeyValue = tuple[Float[Array, "_ kv_heads _ head_dim"], Float[Array, "_ kv_heads _ head_dim"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of what was read: N prompts, and N x K completions with one common length.
+
+    The K completions of a prompt are adjacent rows and share its keys and values. One entry per
+    layer: a tuple of arrays is updated in place in a loop, where one stacked array would be copied.
+    """
+
+    prompt: tuple[KeyValue, ...]  # [N, kv_heads, P, head_dim]
+    prompt_valid: Bool[Array, "N P"]
+    completion: tuple[KeyValue, ...]  # [N * K, kv_heads, C, head_dim]
+    length: Int[Array, ""]  # tokens of the completions read so far
+
+    def positions(self) -> Int[Array, "B 1"]:
+        """Of the token that is read next, one for each completion."""
+        samples = self.completion[0][0].shape[0] // self.prompt_valid.shape[0]
+        prompt_tokens = self.prompt_valid.sum(axis=1, keepdims=True, dtype=jnp.int32)
+        return jnp.repeat(prompt_tokens, samples, axis=0) + self.length
+
+
+def cached_attention(
+    query: Float[Array, "B heads 1 head_dim"],
+    key: Float[Array, "B kv_heads 1 head_dim"],
+    value: Float[Array, "B kv_heads 1 head_dim"],
+    cache: Cache,
+    layer: int,
+) -> tuple[Float[Array, "B heads 1 head_dim"], KeyValue]:
+    """The output of `causal_attention` for one new token per completion, and its cache entry."""
+    prompt_key, prompt_value = cache.prompt[layer]
+    keys, values = cache.completion[layer]
+    keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.length, axis=2)
+    values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.length, axis=2)
+
+    batch, heads, _, head_dim = query.shape
+    n, kv_heads, p, _ = prompt_key.shape
+    samples, groups = batch // n, heads // kv_heads
+    query = query * head_dim**-0.5
+    # Keys of the prompt meet the queries of all its samples in one product.
+    to_prompt = jnp.einsum(
+        "nskgh,nkph->nskgp",
+        query.reshape(n, samples, kv_heads, groups, head_dim),
+        prompt_key,
+        preferred_element_type=jnp.float32,
+    )
+    to_prompt = jnp.where(cache.prompt_valid[:, None, None, None, :], to_prompt, MASKED)
+    to_completion = jnp.einsum(
+        "bkgh,bkch->bkgc",
+        query.reshape(batch, kv_heads, groups, head_dim),
+        keys,
+        preferred_element_type=jnp.float32,
+    )
+    read = jnp.arange(keys.shape[2]) <= cache.length
+    to_completion = jnp.where(read, to_completion, MASKED)
+    scores = jnp.concatenate(
+        [to_prompt.reshape(batch, kv_heads, groups, p), to_completion], axis=-1
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum(
+        "nskgp,nkph->nskgh",
+        weights[..., :p].reshape(n, samples, kv_heads, groups, p),
+        prompt_value,
+    ).reshape(batch, kv_heads, groups, head_dim)
+    out += jnp.einsum("bkgc,bkch->bkgh", weights[..., p:], values)
+    return out.reshape(batch, heads, 1, head_dim), (keys, values)

@@ -1,0 +1,174 @@
+"""The trunk: a decoder-only transformer of the family of Llama, Qwen2 and Qwen3, in Flax Linen.
+
+RMSNorm before each half of a layer, rotary positions, grouped-query attention, SwiGLU. Parameters
+are float32, computation is in `ModelConfig.dtype`, and statistics of norms, softmax and rotary
+angles are float32. Every parameter names its axes for prm_jax/sharding.py.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from prm_jax.config import ModelConfig
+from prm_jax.model.attention import (
+    Cache,
+    KeyValue,
+    cached_attention,
+    causal_attention,
+    rotary_angles,
+    rotate,
+)
+from prm_jax.sharding import constrain
+
+
+def kernel_init(fan_in: int, scale: float = 1.0) -> jax.nn.initializers.Initializer:
+    """Normal with variance scale / fan_in, so that a product keeps the size of its input."""
+    return nn.initializers.normal((scale / fan_in) ** 0.5)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis (arXiv 1910.07467)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * inverse * scale).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; output for the columns from `first` on."""
+
+    config: ModelConfig
+    layer: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        valid: Bool[Array, "B T"],
+        rotation: tuple[Array, Array],
+        cache: Cache | None,
+        first: int,
+    ) -> tuple[Float[Array, "B S D"], KeyValue]:
+        c = self.config
+        cos, sin = rotation
+
+        def project(name: str, x: Array, heads: int, axis: str) -> Array:
+            init = nn.with_logical_partitioning(kernel_init(c.embed), ("embed", axis, "head_dim"))
+            kernel = self.param(f"{name}_kernel", init, (c.embed, heads, c.head_dim))
+            y = jnp.einsum("btd,dnh->bnth", x, kernel.astype(x.dtype))
+            if c.qkv_bias:
+                init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head_dim"))
+                bias = self.param(f"{name}_bias", init, (heads, c.head_dim))
+                y += bias.astype(x.dtype)[:, None, :]
+            return constrain(y, "batch", axis, "time", "head_dim")
+
+        query = project("query", x[:, first:], c.heads, "heads")
+        key = project("key", x, c.kv_heads, "kv_heads")
+        value = project("value", x, c.kv_heads, "kv_heads")
+        if c.qk_norm:
+            query = RMSNorm(c.norm_eps, name="query_norm")(query)
+            key = RMSNorm(c.norm_eps, name="key_norm")(key)
+        query = rotate(query, cos[:, :, first:], sin[:, :, first:])
+        key = rotate(key, cos, sin)
+        if cache is None:
+            out, key_value = causal_attention(query, key, value, valid), (key, value)
+        else:
+            out, key_value = cached_attention(query, key, value, cache, self.layer)
+        init = nn.with_logical_partitioning(
+            kernel_init(c.heads * c.head_dim, 1 / (2 * c.layers)), ("heads", "head_dim", "embed")
+        )
+        kernel = self.param("out_kernel", init, (c.heads, c.head_dim, c.embed))
+        return jnp.einsum("bnth,nhd->btd", out, kernel.astype(x.dtype)), key_value
+
+
+class MLP(nn.Module):
+    """SwiGLU: (silu(x gate) * (x up)) down (arXiv 2002.05202)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        c = self.config
+        wide = nn.with_logical_partitioning(kernel_init(c.embed), ("embed", "mlp"))
+        narrow = nn.with_logical_partitioning(
+            kernel_init(c.mlp, 1 / (2 * c.layers)), ("mlp", "embed")
+        )
+        gate = x @ self.param("gate_kernel", wide, (c.embed, c.mlp)).astype(x.dtype)
+        up = x @ self.param("up_kernel", wide, (c.embed, c.mlp)).astype(x.dtype)
+        hidden = constrain(nn.silu(gate) * up, "batch", "time", "mlp")
+        return hidden @ self.param("down_kernel", narrow, (c.mlp, c.embed)).astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), for the columns from `first` on."""
+
+    config: ModelConfig
+    layer: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        valid: Bool[Array, "B T"],
+        rotation: tuple[Array, Array],
+        cache: Cache | None,
+        first: int,
+    ) -> tuple[Float[Array, "B S D"], KeyValue]:
+        c = self.config
+        attention = Attention(c, self.layer, name="attention")
+        normed = RMSNorm(c.norm_eps, name="attention_norm")(x)
+        out, key_value = attention(normed, valid, rotation, cache, first)
+        x = constrain(x[:, first:] + out, "batch", "time", "embed")
+        x += MLP(c, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
+        return constrain(x, "batch", "time", "embed"), key_value
+
+
+class Transformer(nn.Module):
+    """Tokens to final hidden states; both heads and all three models stand on this trunk."""
+
+    config: ModelConfig
+    vocab_size: int
+
+    def setup(self):
+        c = self.config
+        init = nn.with_logical_partitioning(kernel_init(c.embed), ("vocab", "embed"))
+        self.embedding: Any = self.param("embedding", init, (self.vocab_size, c.embed))
+        self.layers: Any = [Layer(c, i) for i in range(c.layers)]
+        self.final_norm: Any = RMSNorm(c.norm_eps)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        cache: Cache | None = None,
+        first: int = 0,
+    ) -> tuple[Float[Array, "B S D"], tuple[KeyValue, ...]]:
+        """Hidden states of the columns from `first` on, and keys and values of each layer.
+
+        Without a cache: tokens may be padded on either side, position 0 is the first valid one,
+        and the last layer spares the columns before `first`. With a cache: one new token for each
+        completion; the entries returned are the cache's, with the token written at `cache.length`.
+        """
+        c = self.config
+        if cache is None:
+            positions = jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+        else:
+            positions = cache.positions()
+        rotation = rotary_angles(positions, c.head_dim, c.rope_theta)
+        x = jnp.take(self.embedding.astype(c.dtype), tokens, axis=0)
+        x = constrain(x, "batch", "time", "embed")
+        key_values = []
+        for i, layer in enumerate(self.layers):
+            last = i == c.layers - 1
+            x, key_value = layer(x, valid, rotation, cache, first if last else 0)
+            key_values.append(key_value)
+        return self.final_norm(x), tuple(key_values)

@@ -1,0 +1,193 @@
+"""Sampling: prompts are read once, then K completions of each grow token by token.
+
+One compiled program. Each row draws one uniform number per token and looks it up in the cumulative
+distribution; the log-probs returned are of the distribution that was drawn from, so at top_p = 1
+and top_k = 0 they are what `token_logps` gives at the same temperature.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from prm_jax.model.attention import Cache
+from prm_jax.model.heads import PolicyModel
+from prm_jax.sharding import (
+    abstract_params,
+    batch_sharding,
+    batch_shards,
+    constrain,
+    replicated,
+)
+from prm_jax.types import Samples
+
+Sampler = Callable[[Any, Any, Any, Any, jax.Array], Samples]
+
+
+def make_sampler(
+    model: PolicyModel,
+    mesh: Mesh,
+    *,
+    completion_tokens: int,
+    samples_per_prompt: int,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    eos_id: int,
+) -> Sampler:
+    """A jitted `(params, tokens [N,P], valid [N,P], budget [N] int32, key) -> Samples [N*K, P+C]`.
+
+    Prompts are left-padded. The K samples of a prompt are adjacent rows. A row ends with EOS, which
+    counts as chosen, or after `budget` new tokens (at most C = completion_tokens); PAD follows, and
+    is never chosen. temperature = 0 is greedy, with log-prob 0. The same key repeats bit for bit.
+
+    N must be a multiple of the devices on data x fsdp.
+    """
+    if completion_tokens < 1 or samples_per_prompt < 1:
+        raise ValueError(
+            f"completion_tokens = {completion_tokens} and samples_per_prompt = "
+            f"{samples_per_prompt} are not allowed: both must be at least 1"
+        )
+    _check_choice(temperature, top_p, top_k)
+    rows = batch_sharding(mesh)
+    everywhere = replicated(mesh)
+
+    def sample(params: Any, tokens: Array, valid: Array, budget: Array, key: Array) -> Samples:
+        n, p = tokens.shape
+        batch = n * samples_per_prompt
+        uniforms = jax.random.uniform(key, (completion_tokens, batch))
+
+        def choose_from(hidden: Array, step: Array | int) -> tuple[Array, Array]:
+            logits = model.apply({"params": params}, hidden, method="logits")
+            return choose(
+                logits[:, 0], uniforms[step], temperature=temperature, top_p=top_p, top_k=top_k
+            )
+
+        def repeat(x: Array) -> Array:
+            return jnp.repeat(x, samples_per_prompt, axis=0)
+
+        hidden, prompt = model.apply(
+            {"params": params}, tokens, valid, first=p - 1, method="hidden"
+        )
+        token, logp = choose_from(repeat(hidden), 0)
+        # The last token is chosen but never read, so the cache holds one less.
+        slots = max(completion_tokens - 1, 1)
+
+        def empty(x: Array) -> Array:
+            zeros = jnp.zeros((batch, x.shape[1], slots, x.shape[3]), x.dtype)
+            return constrain(zeros, "batch", "kv_heads", "time", "head_dim")
+
+        completion = tuple((empty(k), empty(v)) for k, v in prompt)
+        budget = repeat(jnp.minimum(budget, completion_tokens))
+        alive = budget > 0
+        columns = jnp.arange(completion_tokens)
+        chosen = jnp.full((batch, completion_tokens), model.pad_id, jnp.int32)
+        logps = jnp.zeros((batch, completion_tokens), jnp.float32)
+
+        def write(step: Array | int, alive: Array, token: Array, logp: Array, out: Any) -> Any:
+            here = (columns == step) & alive[:, None]
+            chosen, logps, mask = out
+            return (
+                jnp.where(here, token[:, None], chosen),
+                jnp.where(here, logp[:, None], logps),
+                mask | here,
+            )
+
+        out = (chosen, logps, jnp.zeros(chosen.shape, bool))
+        out = write(0, alive, token, logp, out)
+        alive &= (token != eos_id) & (budget > 1)
+
+        def going_on(carry: Any) -> Array:
+            return carry[1].any()
+
+        def next_token(carry: Any) -> Any:
+            step, alive, token, completion, out = carry
+            cache = Cache(prompt, valid, completion, step - 1)
+            hidden, completion = model.apply(
+                {"params": params}, token[:, None], alive[:, None], cache, method="hidden"
+            )
+            token, logp = choose_from(hidden, step)
+            out = write(step, alive, token, logp, out)
+            alive &= (token != eos_id) & (budget > step + 1)
+            return step + 1, alive, token, completion, out
+
+        carry = (jnp.int32(1), alive, token, completion, out)
+        *_, (chosen, logps, mask) = jax.lax.while_loop(going_on, next_token, carry)
+
+        nothing = jnp.zeros((batch, p), bool)
+        return Samples(
+            tokens=jnp.concatenate([repeat(tokens), chosen], axis=1),
+            valid=jnp.concatenate([repeat(valid), mask], axis=1),
+            completion_mask=jnp.concatenate([nothing, mask], axis=1),
+            logp=jnp.concatenate([jnp.zeros((batch, p), jnp.float32), logps], axis=1),
+        )
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
+    jitted = jax.jit(
+        sample, in_shardings=(shardings, rows, rows, rows, everywhere), out_shardings=rows
+    )
+
+    def under_mesh(params: Any, tokens: Any, valid: Any, budget: Any, key: jax.Array) -> Samples:
+        if tokens.shape[0] % batch_shards(mesh):
+            raise ValueError(
+                f"{tokens.shape[0]} prompts do not divide over the {batch_shards(mesh)} devices of "
+                "mesh axes data x fsdp: pad them with prompts of budget 0"
+            )
+        with jax.set_mesh(mesh):
+            return jitted(params, tokens, valid, budget, key)
+
+    return under_mesh
+
+
+def choose(
+    logits: Float[Array, "B V"],
+    uniform: Float[Array, "B"],
+    *,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """One token per row by inverse CDF, and its log-prob under the distribution it came from.
+
+    That is softmax(logits / temperature), kept to the `top_k` likeliest tokens (0: all) and then to
+    the fewest likeliest that hold `top_p` of its mass (never none), and renormalised.
+    temperature = 0 takes the likeliest token. `uniform` is in [0, 1).
+    """
+    _check_choice(temperature, top_p, top_k)
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[:1])
+    logits = logits / temperature
+    order = None
+    if top_p < 1 or 0 < top_k < logits.shape[-1]:
+        k = min(top_k, logits.shape[-1]) if top_k else logits.shape[-1]
+        logits, order = jax.lax.top_k(logits, k)
+        probs = jax.nn.softmax(logits, axis=-1)
+        mass_before = jnp.cumsum(probs, axis=-1) - probs
+        keep = (mass_before < top_p) | (jnp.arange(k) == 0)
+        logits = jnp.where(keep, logits, -jnp.inf)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    cdf = jnp.cumsum(weights, axis=-1)
+    # A parallel sum may rise by a rounding error at a token of weight 0, and the uniform times the
+    # total may round up to the total: only tokens with weight are taken, at worst the likeliest.
+    past = (weights > 0) & (cdf > uniform[:, None] * cdf[:, -1:])
+    index = jnp.where(past.any(axis=-1), past.argmax(axis=-1), weights.argmax(axis=-1))
+    logp = jnp.log(jnp.take_along_axis(weights, index[:, None], axis=-1)[:, 0])
+    logp -= jnp.log(weights.sum(axis=-1))
+    if order is not None:
+        index = jnp.take_along_axis(order, index[:, None], axis=-1)[:, 0]
+    return index.astype(jnp.int32), logp
+
+
+def _check_choice(temperature: float, top_p: float, top_k: int) -> None:
+    if not temperature >= 0:
+        raise ValueError(
+            f"temperature = {temperature} is not allowed: it must be greater than 0, or exactly 0 "
+            "for greedy choice"
+        )
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p = {top_p} is not allowed: it must be above 0 and at most 1")
+    if top_k < 0:
+        raise ValueError(f"top_k = {top_k} is not allowed: it must be at least 0 (0 keeps all)")

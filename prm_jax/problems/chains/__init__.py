@@ -1,0 +1,1 @@
+"""The built-in family of problems: chains of list operations, one line each."""

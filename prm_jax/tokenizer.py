@@ -1,0 +1,322 @@
+"""Text to token ids and back, exact to the byte, for any Hugging Face `tokenizer.json`.
+
+The process reward model reads one score per line of a program, so the project must know which
+bytes every token stands for, also where one token holds a newline and more. `pieces` gives them;
+everything else here follows from it. Tokens are context-free: a tokenizer that would put a space
+before a text (Llama 2) is told not to, so that pieces of a prefix and of what follows concatenate.
+"""
+
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+EOS, PAD = "<eos>", "<pad>"  # of the tokenizers that are trained here
+
+# Tried in this order where neither the caller nor a tokenizer_config.json names the token.
+_EOS_NAMES = (
+    EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>",
+    "[EOS]",
+)  # fmt: skip
+_PAD_NAMES = (
+    PAD, "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|end_of_text|>",
+)  # fmt: skip
+
+# Pieces that no token crosses: a newline; a digit; the head of a statement (`    b =`, `return`),
+# a label (`b:`), a comment sign; and what lies between these.
+_PIECES = r"\n|[0-9]| *return\b:?| *[A-Za-z_]\w*(?: =|:)(?= )| *#|[^\n0-9]+"
+
+
+class TokenizerError(ValueError):
+    """A tokenizer.json that cannot be used; says which and why."""
+
+
+class PromptTooLong(ValueError):
+    """A text has more tokens than its place on the grid."""
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer with an end token and exact bytes for every token."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, names: Mapping[str, Any], source: str):
+        self._inner = inner
+        self._source = source
+        inner.no_truncation()
+        inner.no_padding()
+        self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        self.eos_id: int = self._find_eos(names)
+        self.pad_id: int = self._find_pad(names)
+
+    # ---------------------------------------------------------------------------- load and train
+
+    @classmethod
+    def load(cls, path: str | Path, eos: str = "") -> "Tokenizer":
+        """Reads a tokenizer.json (or the folder that holds it).
+
+        `eos` names the end token; empty takes the one of tokenizer_config.json beside it, or else
+        tries the usual names. Raises FileNotFoundError, or TokenizerError for a file that is not
+        a usable tokenizer or has no end token.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"tokenizer.path = {str(path)!r} is not a file")
+        try:
+            spec = json.loads(path.read_bytes())
+            inner = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix_space(spec)))
+        except Exception as e:  # the library raises bare Exception
+            raise TokenizerError(f"tokenizer.path = {str(path)!r} is not a tokenizer: {e}") from e
+        names: dict[str, Any] = {}
+        config = path.with_name("tokenizer_config.json")
+        if config.is_file():
+            try:
+                names = json.loads(config.read_bytes())
+            except ValueError as e:
+                raise TokenizerError(f"{config} is not JSON: {e}") from e
+        return cls(inner, {**names, "eos_token": eos} if eos else names, str(path))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, path: str | Path) -> "Tokenizer":
+        """Trains a byte-level BPE and saves it; the same texts give the same file.
+
+        All 256 bytes are tokens, so any text can be encoded. Newlines and digits are tokens of
+        their own. Raises ValueError if vocab_size has no room for bytes and special tokens.
+        """
+        if vocab_size < 258:
+            raise ValueError(f"vocab_size = {vocab_size} must be at least 258: bytes and specials")
+        inner = tokenizers.Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )  # pyright: ignore[reportAttributeAccessIssue]
+        inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[PAD, EOS],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        inner.train_from_iterator(texts, trainer)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(inner.to_str(pretty=True))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+        return cls.load(path)
+
+    # ------------------------------------------------------------------------ encode and decode
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; nothing is added at its ends."""
+        return self._inner.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts, in parallel."""
+        return [e.ids for e in self._inner.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_batch_left(
+        self, texts: Sequence[str], width: int
+    ) -> tuple[Int[np.ndarray, "N width"], Bool[np.ndarray, "N width"]]:
+        """Token ids, left-padded to `width`, and which of them are text.
+
+        Raises PromptTooLong for a text of more than `width` tokens.
+        """
+        tokens = np.full((len(texts), width), self.pad_id, np.int32)
+        valid = np.zeros((len(texts), width), bool)
+        for row, (text, ids) in enumerate(zip(texts, self.encode_batch(texts), strict=True)):
+            if len(ids) > width:
+                raise PromptTooLong(
+                    f"the text that starts {text[:60]!r} has {len(ids)} tokens, but "
+                    f"max_prompt_tokens = {width}: raise it to at least {len(ids)}"
+                )
+            if ids:
+                tokens[row, -len(ids) :] = ids
+                valid[row, -len(ids) :] = True
+        return tokens, valid
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special tokens are dropped, invalid UTF-8 becomes U+FFFD."""
+        return b"".join(self.pieces(ids)).decode("utf-8", errors="replace")
+
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes that each token stands for; b"" for special tokens.
+
+        Joined they are the bytes of the text. Raises IndexError for ids outside the vocabulary.
+        """
+        table = self._table
+        pieces = []
+        for i in ids:
+            if not 0 <= i < len(table):
+                raise IndexError(f"token id {i} is outside the vocabulary of {len(table)}")
+            pieces.append(table[i])
+        return pieces
+
+    def prefix_ids(self, ids: Sequence[int], line: int) -> list[int]:
+        """Token ids of the first `line` lines of a text; lines end after each newline byte.
+
+        A token that holds the end of the line and more is replaced by tokens for exactly its
+        bytes up to the newline. A last line may lack its newline; special tokens after the text
+        are left out. Raises ValueError if there are fewer lines.
+        """
+        if line < 0:
+            raise ValueError(f"line = {line} must be at least 0")
+        if line == 0:
+            return []
+        pieces = self.pieces(ids)
+        lines_left = line
+        end = 0  # one past the last token that holds text
+        for t, piece in enumerate(pieces):
+            lines_here = piece.count(b"\n")
+            if lines_here >= lines_left:
+                cut = -1
+                for _ in range(lines_left):
+                    cut = piece.index(b"\n", cut + 1)
+                head = piece[: cut + 1]
+                last = [ids[t]] if head == piece else self._encode_bytes(head)
+                return [*ids[:t], *last]
+            lines_left -= lines_here
+            if piece:
+                end = t + 1
+        text_ends_in_newline = end == 0 or pieces[end - 1].endswith(b"\n")
+        if lines_left > 1 or text_ends_in_newline:
+            total = line - lines_left + (0 if text_ends_in_newline else 1)
+            raise ValueError(f"line = {line}, but the text has only {total} lines")
+        return list(ids[:end])
+
+    # ---------------------------------------------------------------------------------- the rest
+
+    @functools.cached_property
+    def _table(self) -> list[bytes]:
+        """The bytes of every token id."""
+        spec = json.loads(self._inner.to_str())
+        kind = _kind(spec, self._source)
+        table = [b""] * self.vocab_size
+        for token, i in self._inner.get_vocab(with_added_tokens=False).items():
+            table[i] = _token_bytes(token, kind)
+        for i, added in self._inner.get_added_tokens_decoder().items():
+            # Added tokens are found in the raw text, so they are not in the model's alphabet.
+            table[i] = b"" if added.special else added.content.encode()
+        return table
+
+    @functools.cached_property
+    def _ids_by_bytes(self) -> dict[bytes, int]:
+        added = self._inner.get_added_tokens_decoder()
+        return {piece: i for i, piece in enumerate(self._table) if piece and i not in added}
+
+    def _encode_bytes(self, text: bytes) -> list[int]:
+        """Tokens that stand for exactly these bytes, as the tokenizer would choose if it can."""
+        try:
+            ids = self.encode(text.decode())
+        except UnicodeDecodeError:
+            ids = []
+        if b"".join(self.pieces(ids)) == text:
+            return ids
+        # The tokenizer normalises, or the bytes are half a character: fewest tokens, by dynamic
+        # programming over the end of the last token.
+        best: list[list[int] | None] = [[]] + [None] * len(text)
+        for end in range(1, len(text) + 1):
+            for start in range(end):
+                before, token = best[start], self._ids_by_bytes.get(text[start:end])
+                if before is None or token is None:
+                    continue
+                if best[end] is None or len(before) + 1 < len(best[end] or ()):
+                    best[end] = [*before, token]
+        if (found := best[-1]) is None:
+            raise TokenizerError(f"{self._source} has no tokens for the bytes {text!r}")
+        return found
+
+    def _find_eos(self, names: Mapping[str, Any]) -> int:
+        named = _token_name(names, "eos_token")
+        tried = [named] if named else list(_EOS_NAMES)
+        for name in tried:
+            if (i := self._inner.token_to_id(name)) is not None:
+                return i
+        raise TokenizerError(
+            f"{self._source} has no end-of-sequence token: tried {', '.join(tried)}; "
+            "name it with tokenizer.eos"
+        )
+
+    def _find_pad(self, names: Mapping[str, Any]) -> int:
+        for name in (_token_name(names, "pad_token"), *_PAD_NAMES):
+            i = self._inner.token_to_id(name) if name else None
+            if i is not None and i != self.eos_id:
+                return i
+        return self.eos_id
+
+
+def _token_name(names: Mapping[str, Any], key: str) -> str:
+    value = names.get(key)
+    if isinstance(value, dict):  # {"content": "</s>", "lstrip": false, ...}
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _parts(spec: Any) -> list[dict[str, Any]]:
+    """The members of a sequence of normalizers, pre-tokenizers or decoders."""
+    if not spec:
+        return []
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        if key in spec:
+            return [part for member in spec[key] for part in _parts(member)]
+    return [spec]
+
+
+def _without_prefix_space(spec: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer without a space that it would put before every text.
+
+    With it the first token of a text is ambiguous (" x" and "x" are one), which loses a column of
+    the indentation of a program.
+    """
+    for part in (*_parts(spec.get("pre_tokenizer")), *_parts(spec.get("decoder"))):
+        if part["type"] in ("Metaspace", "ByteLevel") and "add_prefix_space" in part:
+            part["add_prefix_space"] = False
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+    for part in _parts(spec.get("normalizer")):
+        if part["type"] == "Prepend":
+            part["prepend"] = ""
+    return spec
+
+
+def _kind(spec: dict[str, Any], source: str) -> str:
+    decoder = {part["type"] for part in _parts(spec.get("decoder"))}
+    if "ByteLevel" in decoder:
+        return "byte-level"
+    if decoder & {"Metaspace", "ByteFallback", "Replace"}:
+        return "metaspace"
+    raise TokenizerError(
+        f"{source}: the bytes of its tokens are unknown (decoder {sorted(decoder) or 'none'}); "
+        "byte-level, metaspace and byte-fallback tokenizers are understood"
+    )
+
+
+def _token_bytes(token: str, kind: str) -> bytes:
+    if kind == "byte-level":
+        alphabet = _byte_alphabet()
+        if all(c in alphabet for c in token):
+            return bytes(alphabet[c] for c in token)
+        return token.encode()
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character that byte-level tokenizers write for each byte (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + k): b for k, b in enumerate(others)}

@@ -107,7 +107,7 @@ def dense_transition(n_steps: int, test_prefix: Callable[[int], bool]) -> DenseT
     return DenseTransition(m_star, monotone=not any(successes[m_star:]), successes=successes)
 
 
-# ------------------------------------------------------------------------------ labels and classes
+# ------------------------------------------------------------------------------- labels and classes
 
 
 def step_labels(kinds: Int[np.ndarray, "M"] | Sequence[int], m_star: int) -> Int[np.ndarray, "M"]:

@@ -47,7 +47,7 @@ class MetricsLog:
             self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the scalars of one step (on the host or a device) and writes those of the last call.
+        """Takes the scalars of one step, on host or device, and writes those of the last call.
 
         Raises NonFiniteMetric, one call late, if a value is NaN or infinite; its line is written
         first. Raises ValueError for a value that is not a scalar or a reserved name.

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from prm_jax.config import ProblemsConfig
 from prm_jax.problems.chains.builder import Chains, builder_config
+from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
 from prm_jax.types import CallTests, Limits, Problem
 
@@ -31,7 +32,7 @@ class ProblemSets:
     validation: Sequence[Problem]
     test: Sequence[Problem]
     test_long: Sequence[Problem]
-    steps: Mapping[str, tuple[Step, ...]]
+    steps: Mapping[str, Chain]
 
 
 def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
@@ -50,16 +51,16 @@ def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Pro
                     file_format="array_record",
                 )
         builder.download_and_prepare()
-    sources = builder.as_data_source()
+    sources: Any = builder.as_data_source()
     splits: dict[str, list[Problem]] = {}
-    steps: dict[str, tuple[Step, ...]] = {}
+    steps: dict[str, Chain] = {}
     for split in ("train", "validation", "test", "test_long"):
         source = sources[split]
         splits[split] = []
         for example in source.__getitems__(range(len(source))):
             problem = _problem(example, limits)
             splits[split].append(problem)
-            steps[problem.task_id] = _steps(example)
+            steps[problem.task_id] = _chain(example)
     return ProblemSets(
         sft=_View(sources["sft"], _pair),
         train=splits["train"],
@@ -113,21 +114,22 @@ def _pair(example: Mapping[str, Any]) -> tuple[str, str]:
     return example["prompt"].decode(), example["completion"].decode()
 
 
-def _steps(example: Mapping[str, Any]) -> tuple[Step, ...]:
+def _chain(example: Mapping[str, Any]) -> Chain:
     columns = zip(example["operations"], example["numbers"], example["wordings"], strict=True)
-    return tuple(Step(o.decode(), int(n), w.decode()) for o, n, w in columns)
+    steps = tuple(Step(o.decode(), int(n), w.decode()) for o, n, w in columns)
+    return Chain(steps, example["names"].decode())
 
 
 def _problem(example: Mapping[str, Any], limits: Limits) -> Problem:
-    steps = _steps(example)
-    hard = sum(step.wording == "hard" for step in steps)
+    chain = _chain(example)
+    hard = sum(step.wording == "hard" for step in chain.steps)
     return Problem(
         task_id=example["task_id"].decode(),
         prompt=example["prompt"].decode(),
         tests=CallTests(tuple(a.decode() for a in example["asserts"])),
         solution=example["completion"].decode(),
-        program_prefix=example["program_prefix"].decode(),
-        horizon=len(steps),
+        program_prefix=chain.program_prefix(),
+        horizon=len(chain.steps),
         difficulty=f"{hard} hard",
         limits=limits,
     )

@@ -61,8 +61,8 @@ class Chains(tfds.core.GeneratorBasedBuilder):
                     "task_id": text,
                     "prompt": text,
                     "completion": text,  # SFT: as written in haste; problems: the solution
-                    "program_prefix": text,
                     "asserts": tfds.features.Sequence(text),
+                    "names": text,
                     "operations": tfds.features.Sequence(text),
                     "numbers": tfds.features.Sequence(np.int32),
                     "wordings": tfds.features.Sequence(text),
@@ -73,6 +73,7 @@ class Chains(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        assert isinstance(self.builder_config, ChainsConfig)
         settings = self.builder_config.settings
         problems = generator.make_problems(settings)
         pairs = generator.make_sft_pairs(settings, [p for ps in problems.values() for p in ps])
@@ -99,8 +100,8 @@ def _example(
         "task_id": task_id,
         "prompt": chain.prompt(),
         "completion": completion,
-        "program_prefix": chain.program_prefix(),
         "asserts": list(asserts),
+        "names": chain.names,
         "operations": [step.operation for step in chain.steps],
         "numbers": [step.number for step in chain.steps],
         "wordings": [step.wording for step in chain.steps],

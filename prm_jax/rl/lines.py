@@ -9,6 +9,7 @@ lines too.
 
 import dataclasses
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,7 @@ _LEXEME = re.compile(
         | \"\"\"(?:\\.?+|[^\\])*?(?:\"\"\"|\Z)
         | '(?:\\\r\n|\\.|[^\\'\r\n])*+'?
         | \"(?:\\\r\n|\\.|[^\\\"\r\n])*+\"?
-        | [^\x20\t\f\r\n'\"\#\\]++
+        | [^\x20\t\f\r\n'\"\#\\] [^\r\n'\"\#\\]*+
         | \\
       )
     | [\x20\t\f\r\n]++
@@ -78,19 +79,17 @@ def split_lines(pieces: Sequence[bytes]) -> Lines:
         end_token[-1] = len(pieces) - 1
     starts = [0, *stops[:-1]]
     lines = tuple(text[a:b] for a, b in zip(starts, stops, strict=False))
-    return Lines(end_token=end_token, kind=_kinds(text, stop, lines), text=lines)
+    return Lines(end_token=end_token, kind=_kinds(text, stops, lines), text=lines)
 
 
-def _kinds(text: bytes, stop: np.ndarray, lines: tuple[bytes, ...]) -> np.ndarray:
+def _kinds(text: bytes, stops: list[int], lines: tuple[bytes, ...]) -> np.ndarray:
     has_code = np.zeros(len(lines), dtype=bool)
     for match in _LEXEME.finditer(text):
-        if match.lastgroup == "code":
-            first, last = np.searchsorted(stop, (match.start(), match.end() - 1), side="right")
-            has_code[first : last + 1] = True
-        elif match.lastgroup == "joined":  # its own line, and the one that goes on with it
-            first = int(np.searchsorted(stop, match.start(), side="right"))
-            after = int(np.searchsorted(stop, match.end(), side="right"))
-            has_code[first : after + 1] = True
+        if match.lastgroup in ("code", "joined"):
+            first = bisect_right(stops, match.start())
+            # A backslash makes code of its own line and of the one that goes on with it.
+            end = match.end() if match.lastgroup == "joined" else match.end() - 1
+            has_code[first : bisect_right(stops, end) + 1] = True
     kind = np.where(has_code, LineKind.CODE, LineKind.COMMENT)
     blank = np.array([not line.strip(_BLANKS) for line in lines], dtype=bool)
     return np.where(blank, LineKind.BLANK, kind)

@@ -41,12 +41,12 @@ def made_up_arm(rng, level, *, generated):
 
 def made_up_results(rng):
     bins = []
-    for low in np.linspace(-1, 0.8, 10):
-        mean = float(low + rng.uniform(0.05, 0.15))
-        success = float(np.clip((1 + mean) / 2 + rng.normal(0, 0.05), 0, 1))
+    for low in np.linspace(0, 0.9, 10):
+        mean = float(low + rng.uniform(0.02, 0.08))
+        success = float(np.clip(mean + rng.normal(0, 0.05), 0, 1))
         bins.append(
-            {"low": float(low), "high": float(low + 0.2), "mean_score": mean, "success": success,
-             "n": int(20 + 400 * mean**2)}
+            {"low": float(low), "high": float(low + 0.1), "mean_score": mean, "success": success,
+             "n": int(20 + 1500 * (mean - 0.5) ** 2)}
         )  # fmt: skip
     return {
         "schema": 1,
@@ -72,8 +72,9 @@ def made_up_results(rng):
         "prm": {
             "n_responses": 256, "auc_within_problem": 0.8412, "auc_within_response": 0.8834,
             "first_error": {
-                "f1": 0.6311, "acc_error": 0.5524, "acc_ok": 0.7359, "exact": 0.5524,
-                "too_early": 0.1917, "too_late": 0.2559, "threshold": -0.05,
+                "n_error": 174, "n_ok": 82, "f1": 0.6311, "acc_error": 0.5524, "acc_ok": 0.7359,
+                "exact": 0.5524, "too_early": 0.1917, "too_late": 0.1712, "missed": 0.0847,
+                "threshold": -0.05,
             },
             "calibration": bins,
             "ece": 0.0473,

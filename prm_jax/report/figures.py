@@ -54,11 +54,13 @@ _STYLE: dict[Any, Any] = {
 }
 _MOST_POINTS = 300  # of one curve; longer ones are averaged in bins, or the page grows to megabytes
 
+_SMOOTH_FROM = 20  # points of a curve; shorter ones are drawn as they are
+
 
 def curve(metrics: Sequence[Mapping[str, Any]], name: str, *, percent: bool) -> Markup | None:
     """One metric over the steps of every stage that logged it; None if no stage did.
 
-    The thin line is each step, the thick one the mean of its neighbours.
+    The thin line is each step, the thick one is smoothed.
     """
     series = {}
     for stage in LINES:
@@ -74,7 +76,7 @@ def curve(metrics: Sequence[Mapping[str, Any]], name: str, *, percent: bool) -> 
             steps, values = _binned(points).T
             smooth = _smoothed(values)
             style: dict[str, Any] = {"color": COLORS[stage], "linestyle": LINES[stage]}
-            if len(values) < 20:
+            if len(values) < _SMOOTH_FROM:
                 axes.plot(steps, values, lw=2, marker=MARKERS.get(stage, "D"), ms=4.5, **style)
             else:
                 axes.plot(steps, values, lw=0.8, alpha=0.35, color=COLORS[stage])
@@ -172,29 +174,29 @@ def by_horizon(arms: Mapping[str, Any]) -> Markup:
 
 
 def calibration(bins: Sequence[Mapping[str, Any]]) -> Markup:
-    """Share of prefixes that could be completed, against the PRM's score; area of a dot ~ count.
+    """Share of prefixes that could be completed against the share predicted; area of a dot ~ count.
 
-    Labels are ±1 and the loss is squared, so a calibrated score s means a share of (1 + s) / 2.
+    Labels are -1 and +1 and the loss is squared, so a score s predicts a share of (1 + s) / 2.
     """
     filled = [b for b in bins if b["n"]]
 
     def draw(axes: Axes) -> None:
-        axes.plot([-1, 1], [0, 100], color=MUTED, lw=1, ls=(0, (4, 3)))
-        x, y = [b["mean_score"] for b in filled], [100 * b["success"] for b in filled]
+        axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (4, 3)))
+        x, y = [100 * b["mean_score"] for b in filled], [100 * b["success"] for b in filled]
         largest = max((b["n"] for b in filled), default=1)
         axes.plot(x, y, color=GOOD, lw=1.6)
         axes.scatter(
             x, y, s=[18 + 130 * b["n"] / largest for b in filled], color=GOOD, zorder=3,
             edgecolors=SURFACE, linewidths=1.2,
         )  # fmt: skip
-        axes.set_xlim(-1.06, 1.06)
+        axes.set_xlim(-4, 104)
         axes.set_ylim(-4, 104)
-        axes.set_xticks([-1, -0.5, 0, 0.5, 1])
-        axes.set_xlabel("score of the PRM (mean of the bin)")
+        axes.set_xlabel("predicted by the score, %")
         axes.set_ylabel("could be completed, %")
 
     said = "; ".join(
-        f"score {b['mean_score']:.2f}: {100 * b['success']:.0f} % of {b['n']}" for b in filled
+        f"predicted {100 * b['mean_score']:.0f} %: {100 * b['success']:.0f} % of {b['n']}"
+        for b in filled
     )
     return _described(_svg("calibration", (400, 290), draw), f"Calibration. {said}.")
 
@@ -218,12 +220,19 @@ def _binned(points: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Mean over a window that shrinks at both ends, so that the ends are not pulled inwards."""
-    if len(values) < 20:
+    """At every point, the straight line that fits its neighbours best.
+
+    A moving mean would bend the ends of a trend inwards, and they are what a reader looks at.
+    """
+    if len(values) < _SMOOTH_FROM:
         return values
-    half = max(2, len(values) // 20)
-    radius = [min(i, len(values) - 1 - i, half) for i in range(len(values))]
-    return np.array([values[i - r : i + r + 1].mean() for i, r in enumerate(radius)])
+    half = max(4, len(values) // 16)
+    fitted = []
+    for i in range(len(values)):
+        window = np.arange(max(0, i - half), min(len(values), i + half + 1))
+        x, y = window - window.mean(), values[window]
+        fitted.append(y.mean() + (x @ y) / (x @ x) * (i - window.mean()))
+    return np.array(fitted)
 
 
 def _svg(name: str, size: tuple[float, float], draw) -> str:

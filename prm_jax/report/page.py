@@ -22,21 +22,24 @@ from prm_jax.report import figures
 SCHEMA = 1
 _HERE = Path(__file__).parent
 
-# (metric, title, in percent, shown at once or folded away)
+# (metric, title, in percent), the most telling first: the first four that a run has are shown at
+# once, the rest is folded away.
 _CURVES = (
-    ("reward/outcome", "Training programs that pass", True, True),
-    ("validation/pass_rate", "Validation programs that pass", True, True),
-    ("reward/kl", "KL to the SFT policy", False, True),
-    ("rollout/lines", "Lines per program", False, True),
-    ("reward/line", "Line reward from the PRM", False, False),
-    ("rollout/length_tokens", "Tokens per program", False, False),
-    ("policy/approx_kl", "KL of one update", False, False),
-    ("policy/clip_fraction", "Tokens clipped", True, False),
-    ("value/loss", "Critic loss", False, False),
-    ("value/explained_variance", "Critic: explained variance", False, False),
-    ("sft/loss", "SFT loss", False, False),
-    ("prm/loss", "PRM loss", False, False),
+    ("reward/outcome", "Training programs that pass", True),
+    ("validation/pass_rate", "Validation programs that pass", True),
+    ("reward/line", "Line reward per program", False),
+    ("reward/kl", "KL term of the reward", False),
+    ("rollout/lines", "Lines per program", False),
+    ("rollout/length_tokens", "Tokens per program", False),
+    ("policy/approx_kl", "KL of one update", False),
+    ("policy/clip_fraction", "Tokens clipped", True),
+    ("policy/entropy", "Entropy of the policy", False),
+    ("value/loss", "Critic loss", False),
+    ("value/explained_variance", "Critic: explained variance", False),
+    ("sft/loss", "SFT loss", False),
+    ("prm/loss", "PRM loss", False),
 )
+_CURVES_AT_ONCE = 4
 
 # The only script of the page: the button that switches between light and dark.
 _SCRIPT = """
@@ -102,8 +105,8 @@ def _page(*, results: dict, metrics: list, programs: list, config: dict | None) 
     environment.filters["visible"] = visible
     arms = {arm: results["arms"][arm] for arm in figures.ARMS if arm in results.get("arms", {})}
     curves = [
-        (title, svg, first)
-        for name, title, in_percent, first in _CURVES
+        (title, svg)
+        for name, title, in_percent in _CURVES
         if (svg := figures.curve(metrics, name, percent=in_percent)) is not None
     ]
     prm = results.get("prm", {})
@@ -116,7 +119,8 @@ def _page(*, results: dict, metrics: list, programs: list, config: dict | None) 
         results=results,
         arms=arms,
         names=figures.ARMS,
-        curves=curves,
+        curves=curves[:_CURVES_AT_ONCE],
+        more_curves=curves[_CURVES_AT_ONCE:],
         stages=[s for s in ("sft", "rl", "prm", "rl_prm") if any(m["stage"] == s for m in metrics)],
         intervals=figures.intervals(arms) if arms else None,
         by_horizon=figures.by_horizon(arms) if any(horizons.values()) else None,

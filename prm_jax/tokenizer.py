@@ -52,6 +52,7 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        self._table = self._make_table()
         self.eos_id: int = self._find_eos(names)
         self.pad_id: int = self._find_pad(names)
 
@@ -198,8 +199,7 @@ class Tokenizer:
 
     # ---------------------------------------------------------------------------------- the rest
 
-    @functools.cached_property
-    def _table(self) -> list[bytes]:
+    def _make_table(self) -> list[bytes]:
         """The bytes of every token id."""
         spec = json.loads(self._inner.to_str())
         kind = _kind(spec, self._source)

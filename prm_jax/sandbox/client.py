@@ -1,0 +1,297 @@
+"""The trainer's end of the sandbox: futures of verdicts, from a process that is never forked.
+
+The broker is started by exec and spoken to over a socket pair by one sending lock and one reading
+thread, so any thread of a process that runs JAX may submit programs. Identical work in flight or
+judged before is done once; if the broker dies it is started again and the open work resubmitted.
+"""
+
+import collections
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import Any
+
+from prm_jax.sandbox.core import frames, linux
+from prm_jax.sandbox.core.pool import base_interpreter
+from prm_jax.sandbox.core.tiers import TIERS
+from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
+
+_MAX_BROKERS = 3  # that may die under one piece of work
+_REMEMBERED = 1 << 16
+_WAITING_PER_JOB = 64
+_CLOSE_S = 5.0
+
+Work = tuple[str, Tests, Limits]
+
+
+class SandboxError(RuntimeError):
+    """The sandbox could not judge a program; nothing is known about the program."""
+
+
+class SandboxRefused(SandboxError):
+    """The isolation on this host is weaker than the accepted tier; says what to change."""
+
+
+@dataclasses.dataclass
+class _Open:
+    """Work that the broker has, and everybody who waits for it."""
+
+    work: Work
+    futures: list[Future[Verdict]]
+    brokers: int = 1
+
+
+class Sandbox:
+    """Judges programs in isolation, several at once. Use it as a context manager.
+
+    `jobs` is how many programs run at once, 0 for the cores that this process may use; `min_tier`
+    is the weakest isolation that is accepted; `without` leaves layers off (namespaces, second_uid,
+    user, landlock, seccomp, cgroup), which lowers the tier. Raises SandboxRefused.
+    """
+
+    def __init__(self, jobs: int = 0, min_tier: str = "T3", *, without: Iterable[str] = ()):
+        if min_tier not in TIERS:
+            raise ValueError(f"min_tier = {min_tier!r} is not allowed: it must be one of {TIERS}")
+        if jobs < 0:
+            raise ValueError(f"jobs = {jobs} is not allowed: it must be at least 0")
+        if linux.MACHINE not in linux.SUPPORTED_MACHINES or not hasattr(os, "pidfd_open"):
+            raise SandboxRefused(
+                f"the sandbox needs Linux on one of {linux.SUPPORTED_MACHINES}, not "
+                f"{sys.platform} on {linux.MACHINE}"
+            )
+        self.jobs = jobs or len(os.sched_getaffinity(0))
+        self.tier = ""
+        self._config = {
+            "jobs": self.jobs,
+            "min_tier": min_tier,
+            "without": sorted(without),
+            "path": [p for p in sys.path if p],
+        }
+        self._lock = threading.Lock()  # of everything below
+        self._open: dict[int, _Open] = {}
+        self._by_work: dict[Work, int] = {}
+        self._judged: collections.OrderedDict[Work, Verdict] = collections.OrderedDict()
+        self._next_id = 1
+        self._closed = False
+        self._room = threading.BoundedSemaphore(self.jobs * _WAITING_PER_JOB)
+        self._sending = threading.Lock()
+        self._start()
+        self._reader = threading.Thread(target=self._read, name="sandbox", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, program: str, tests: Tests, limits: Limits | None = None) -> Future[Verdict]:
+        """Judge a program; the future's result is the verdict, or it raises SandboxError.
+
+        Waits while `64 x jobs` programs are ahead. Equal (program, tests, limits) are judged once,
+        unless the verdict was a timeout.
+        """
+        work = (program, tests, limits or Limits())
+        future: Future[Verdict] = Future()
+        future.set_running_or_notify_cancel()  # one waiter cannot cancel what others wait for
+        if not self._join(work, future):
+            self._room.acquire()
+            number = self._register(work, future)
+            if number is None:
+                self._room.release()
+            else:
+                self._send(frames.pack(_request(number, work)))
+        return future
+
+    def judge(self, works: Iterable[Work]) -> list[Verdict]:
+        """Verdicts of (program, tests, limits) in their order; raises SandboxError."""
+        futures = [self.submit(*work) for work in works]
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """End every process of the sandbox; open work fails with SandboxError."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._shut()
+        self._reader.join(_CLOSE_S)
+        try:
+            self._process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._socket.close()
+
+    # ------------------------------------------------------------------------- bookkeeping
+
+    def _join(self, work: Work, future: Future[Verdict]) -> bool:
+        """Answer from what is known or under way, if it is."""
+        with self._lock:
+            verdict = self._judged.get(work)
+            if verdict is None:
+                number = self._by_work.get(work)
+                if number is None:
+                    return False
+                self._open[number].futures.append(future)
+                return True
+            self._judged.move_to_end(work)
+        future.set_result(verdict)
+        return True
+
+    def _register(self, work: Work, future: Future[Verdict]) -> int | None:
+        """A number for new work; None if another thread has brought the same, or all is over."""
+        if self._join(work, future):
+            return None
+        with self._lock:
+            if self._closed:
+                future.set_exception(SandboxError("the sandbox is closed"))
+                return None
+            number = self._next_id
+            self._next_id += 1
+            self._open[number] = _Open(work, [future])
+            self._by_work[work] = number
+            return number
+
+    def _settle(self, number: int, verdict: Verdict | None, error: str = "") -> None:
+        with self._lock:
+            done = self._open.pop(number, None)
+            if done is None:
+                return
+            self._by_work.pop(done.work, None)
+            if verdict is not None and verdict.status != "timeout":
+                self._judged[done.work] = verdict
+                if len(self._judged) > _REMEMBERED:
+                    self._judged.popitem(last=False)
+        self._room.release()
+        for future in done.futures:
+            if verdict is not None:
+                future.set_result(verdict)
+            else:
+                future.set_exception(SandboxError(error))
+
+    # -------------------------------------------------------------------------- the broker
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        folder = os.path.dirname(os.path.abspath(__file__))
+        start = f"import sys; sys.path.insert(0, {folder!r}); from core import broker"
+        try:
+            process = subprocess.Popen(
+                [base_interpreter(), "-I", "-S", "-B", "-c", f"{start}; broker.main()"],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                cwd="/",
+            )
+        except OSError as error:
+            raise SandboxError(f"the broker cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        self._process, self._socket = process, ours
+        try:
+            ours.sendall(frames.pack(self._config))
+            hello = frames.read(ours.fileno(), 1 << 20)
+        except OSError:
+            hello = None
+        if hello is None or "refused" in hello:
+            ours.close()
+            process.wait()
+            if hello is None:
+                raise SandboxError(f"the broker died at its start, status {process.returncode}")
+            raise SandboxRefused(hello["refused"])
+        self.tier = hello["tier"]
+
+    def _send(self, data: bytes) -> None:
+        with self._sending:
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                pass  # the reading thread sees the end too, and sends all open work again
+
+    def _shut(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def _read(self) -> None:
+        """The reading thread: settle futures; when the broker dies, start another."""
+        buffer = bytearray()
+        while True:
+            try:
+                data = self._socket.recv(1 << 20)
+            except OSError:
+                data = b""
+            buffer += data
+            bodies, used = frames.split(buffer)
+            del buffer[:used]
+            fatal = ""
+            for body in bodies:
+                message = frames.unpack(body)
+                if "verdict" in message:
+                    verdict = Verdict(tier=self.tier, **message["verdict"])
+                    self._settle(message["id"], verdict)
+                elif "error" in message:
+                    self._settle(message["id"], None, message["error"])
+                else:
+                    fatal = message["fatal"]
+            if not data or fatal:
+                buffer.clear()
+                if not self._restart(fatal):
+                    return
+
+    def _restart(self, fatal: str) -> bool:
+        """Replace a broker that is gone; False if this is the end of the sandbox."""
+        with self._lock:
+            closed = self._closed
+        if not closed and not fatal:
+            with self._sending:
+                self._socket.close()
+                self._process.wait()
+                try:
+                    self._start()
+                except SandboxError as error:
+                    fatal = str(error)
+        if closed or fatal:
+            with self._lock:
+                self._closed = True
+                numbers = list(self._open)
+            for number in numbers:
+                self._settle(number, None, fatal or "the sandbox was closed")
+            return False
+        with self._lock:
+            again = list(self._open.items())
+        for number, item in again:
+            item.brokers += 1
+            if item.brokers > _MAX_BROKERS:
+                self._settle(number, None, f"the broker died {_MAX_BROKERS} times on this program")
+            else:
+                self._send(frames.pack(_request(number, item.work)))
+        return True
+
+
+def _request(number: int, work: Work) -> dict[str, Any]:
+    program, tests, limits = work
+    match tests:
+        case CallTests():
+            kind = "calls"
+        case CheckTests():
+            kind = "check"
+        case StdioTests():
+            kind = "stdio"
+    return {
+        "id": number,
+        "program": program,
+        "tests": {"kind": kind, **dataclasses.asdict(tests)},
+        "limits": {
+            "cpu_s": limits.cpu_s,
+            "memory_bytes": limits.memory_mib << 20,
+            "output_bytes": limits.output_bytes,
+        },
+    }

@@ -1,0 +1,271 @@
+"""Splitting assert statements, so that a program computes values and never sees what is expected.
+
+`assert f(2) == 4` becomes an expression for the child, `f(2)`, and a literal that stays here, 4.
+Only statements whose outcome a program could not bring about without knowing the literal are
+split. `assert abs(f(2) - 4) < 0.1` is not one: a program that replaces `abs` would pass. Such
+statements run whole in a second child that holds no part of the program (see `tester`).
+"""
+
+import ast
+import builtins
+import dataclasses
+import math
+import operator
+import sys
+from typing import Any
+
+from . import compare, values
+
+_BUILTIN_NAMES = frozenset(dir(builtins))
+_TRANSPARENT = frozenset(
+    "set frozenset sorted list tuple dict len str repr int float round sum min max bool type "
+    "bytes complex reversed".split()
+)
+_CHECKERS = frozenset("isclose allclose array_equal approx is_close close".split())
+_PREDICATES = frozenset(
+    name
+    for kind in (str, bytes, list, tuple, dict, set, frozenset, int, float)
+    for name in dir(kind)
+)
+_MODULES = frozenset(sys.stdlib_module_names) | {"np", "numpy"}
+_ORDERINGS = {
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+}  # fmt: skip
+_MAX_LITERAL_BYTES = 1 << 24
+_MAX_POWER_BITS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Literal:
+    value: Any  # tagged JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    index: int  # of an expression that the child evaluates
+
+
+Operand = Literal | Computed
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A chain `a < b == c`: operands and, between them, the class names of its operators."""
+
+    operands: tuple[Operand, ...]
+    operators: tuple[type[ast.cmpop], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    operand: Operand
+    negated: bool
+
+
+Condition = tuple[Comparison | Truth, ...]  # all of them must hold
+
+
+class NotSplit(Exception):
+    """The statement cannot be decided from values alone."""
+
+
+def split(statements: list[str], setup: str = "") -> tuple[list[str], list[Condition]]:
+    """Expressions for the child, and for each statement the condition on their values.
+
+    Raises NotSplit, and SyntaxError for what is not Python.
+    """
+    own = _bound_names(ast.parse(setup)) if setup else frozenset()
+    splitter = _Splitter(own)
+    conditions = []
+    for statement in statements:
+        body = ast.parse(statement.strip()).body
+        if len(body) != 1 or not isinstance(body[0], ast.Assert):
+            raise NotSplit(statement)
+        conditions.append(tuple(splitter.condition(body[0].test)))
+    return splitter.expressions, conditions
+
+
+def holds(condition: Condition, results: list[Any], tolerance: float = 0.0) -> bool:
+    """Whether a condition holds for the values that came; raises Malformed."""
+    return all(_holds(part, results, tolerance) for part in condition)
+
+
+class _Splitter:
+    def __init__(self, own: frozenset[str]):
+        self._own = own  # names that the trusted set-up binds
+        self.expressions: list[str] = []
+
+    def condition(self, test: ast.expr) -> list[Comparison | Truth]:
+        if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+            return [part for value in test.values for part in self.condition(value)]
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            return [Truth(self._computed(test.operand), True)]
+        if isinstance(test, ast.Compare):
+            return [self._comparison(test)]
+        return [Truth(self._computed(test), False)]
+
+    def _comparison(self, test: ast.Compare) -> Comparison:
+        sides = [test.left, *test.comparators]
+        for op, right in zip(test.ops, test.comparators, strict=True):
+            if isinstance(op, ast.Is | ast.IsNot):
+                if not (isinstance(right, ast.Constant) and right.value in (None, True, False)):
+                    raise NotSplit("identity of objects")
+            elif isinstance(op, ast.In | ast.NotIn):
+                if not isinstance(right, ast.List | ast.Tuple | ast.Set):
+                    raise NotSplit("membership in something that is no literal")
+        return Comparison(tuple(map(self._operand, sides)), tuple(type(op) for op in test.ops))
+
+    def _operand(self, node: ast.expr) -> Operand:
+        try:
+            value = literal(node)
+        except (ValueError, TypeError, ArithmeticError, AttributeError):
+            return self._computed(node)
+        return Literal(values.Encoder(_MAX_LITERAL_BYTES).encode(value))
+
+    def _computed(self, node: ast.expr) -> Computed:
+        if not self._direct(node):
+            raise NotSplit(ast.unparse(node))
+        self.expressions.append(ast.unparse(node))
+        return Computed(len(self.expressions) - 1)
+
+    def _direct(self, node: ast.expr) -> bool:
+        """Whether the node's value is the program's own answer, perhaps in another container."""
+        match node:
+            case ast.Name(id=name):
+                return self._of_program(name)
+            case ast.Call(func=ast.Name(id=name)) if self._of_program(name):
+                return name not in _CHECKERS
+            case ast.Call(func=ast.Name(id=name)) if name in _BUILTIN_NAMES:
+                if not any(self._of_program(n.id) for n in _names(node)):
+                    return True  # a test that names no function of the program means this one
+                keys = all(isinstance(k.value, ast.Lambda | ast.Constant) for k in node.keywords)
+                return name in _TRANSPARENT and keys and self._container(node.args)
+            case ast.Call(func=ast.Attribute(value=inner, attr=attribute)):
+                if attribute in _PREDICATES and (node.args or node.keywords):
+                    return False
+                return not attribute.startswith("__") and self._direct(inner)
+            case ast.Call(func=ast.Call() as inner):
+                return self._direct(inner)
+            case ast.Attribute(value=inner, attr=attribute):
+                return not attribute.startswith("__") and self._direct(inner)
+            case ast.Subscript(value=inner):
+                return self._direct(inner)
+            case ast.Tuple(elts=items) | ast.List(elts=items) | ast.Set(elts=items):
+                return self._container(items)
+        return False
+
+    def _container(self, items: list[ast.expr]) -> bool:
+        direct = [self._direct(item) for item in items]
+        others = [item for item, yes in zip(items, direct, strict=True) if not yes]
+        return any(direct) and all(isinstance(item, ast.Constant) for item in others)
+
+    def _of_program(self, name: str) -> bool:
+        return name not in _BUILTIN_NAMES and name not in self._own and name not in _MODULES
+
+
+def literal(node: ast.expr) -> Any:
+    """The value of an expression of constants, containers, arithmetic and `math` constants.
+
+    Raises ValueError and others for any other expression; bounded in size.
+    """
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Tuple(elts=items):
+            return tuple(map(literal, items))
+        case ast.List(elts=items):
+            return list(map(literal, items))
+        case ast.Set(elts=items):
+            return set(map(literal, items))
+        case ast.Dict(keys=keys, values=items):
+            if any(key is None for key in keys):
+                raise ValueError("unpacking")
+            return {literal(k): literal(v) for k, v in zip(keys, items, strict=True) if k}
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
+            return _UNARY[type(op)](literal(operand))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _arithmetic(type(op), literal(left), literal(right))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _CONTAINERS:
+            return _CONTAINERS[name](*map(literal, args))
+        case ast.Attribute(value=ast.Name(id="math"), attr=attribute) if attribute in _CONSTANTS:
+            return getattr(math, attribute)
+    raise ValueError(f"no literal: {ast.unparse(node)[:100]}")
+
+
+_CONSTANTS = ("pi", "e", "tau", "inf", "nan")
+_CONTAINERS = {
+    "set": set, "frozenset": frozenset, "list": list, "tuple": tuple, "dict": dict,
+    "float": float, "complex": complex, "range": range, "bytes": bytes,
+}  # fmt: skip
+_UNARY = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert}
+_BINARY = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+    ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}  # fmt: skip
+
+
+def _arithmetic(op: type[ast.operator], left: Any, right: Any) -> Any:
+    if op is ast.Mult:
+        sizes = [len(x) for x in (left, right) if hasattr(x, "__len__")]
+        counts = [x for x in (left, right) if isinstance(x, int)]
+        if sizes and max(sizes) * max(counts, default=0) > values.MAX_NODES:
+            raise ValueError("literal too large")
+    if op is ast.Pow and isinstance(left, int) and isinstance(right, int):
+        if right > 0 and left.bit_length() * right > _MAX_POWER_BITS:
+            raise ValueError("literal too large")
+    return _BINARY[op](left, right)
+
+
+def _names(node: ast.AST) -> list[ast.Name]:
+    return [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+
+
+def _bound_names(tree: ast.AST) -> frozenset[str]:
+    """Every name that is assigned, imported, defined or a parameter anywhere in the code."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                names.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.ClassDef(name=name) | ast.ExceptHandler(name=str(name)):
+                names.add(name)
+            case ast.arg(arg=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names.update((a.asname or a.name).split(".")[0] for a in aliases)
+    return frozenset(names)
+
+
+def free_names(code: str) -> list[str]:
+    """Names that test code uses and does not bind: functions of the program, modules."""
+    tree = ast.parse(code)
+    bound = _bound_names(tree) | _BUILTIN_NAMES
+    return sorted({n.id for n in _names(tree)} - bound)
+
+
+def _holds(part: Comparison | Truth, results: list[Any], tolerance: float) -> bool:
+    if isinstance(part, Truth):
+        return compare.truth(_value(part.operand, results)) != part.negated
+    data = [_value(operand, results) for operand in part.operands]
+    return all(_compare(op, data[i], data[i + 1], tolerance) for i, op in enumerate(part.operators))
+
+
+def _value(operand: Operand, results: list[Any]) -> Any:
+    return operand.value if isinstance(operand, Literal) else results[operand.index]
+
+
+def _compare(op: type[ast.cmpop], left: Any, right: Any, tolerance: float) -> bool:
+    if op is ast.Eq:
+        return compare.equal(left, right, tolerance)
+    if op is ast.NotEq:
+        return not compare.equal(left, right, tolerance)
+    if op in (ast.Is, ast.IsNot):
+        same = type(left) is type(right) and left == right
+        return same == (op is ast.Is)
+    if op in (ast.In, ast.NotIn):
+        found = any(compare.equal(left, item, tolerance) for item in right[1:])
+        return found == (op is ast.In)
+    return compare.ordered(left, right, _ORDERINGS[op])

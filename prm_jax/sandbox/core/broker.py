@@ -1,0 +1,446 @@
+"""The broker: takes jobs from the trainer, hands them to zygotes, forms the verdicts.
+
+It is a process of its own, started by exec, with one thread and one event loop. It holds the
+expected values; whatever it reads from a child is data to be checked. A failure of the sandbox
+itself is tried again elsewhere, three times in all, and then reported as such: never a verdict.
+"""
+
+import collections
+import dataclasses
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+import time
+from typing import Any
+
+from . import cgroup, frames, linux, pool, tiers, verdicts
+from .pool import Infrastructure, Run, Setting, Zygote
+from .selftest import self_tests
+from .verdicts import BadTests, Limits, Outcome, Spec, Steps
+
+_MAX_TRIES = 3
+_MAX_JOBS_PER_ZYGOTE = 10_000
+_RETEST_S = 300.0
+_START_S = 60.0
+_STACK_BYTES = 256 << 20
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_MAX_START_FAILURES = 10
+
+
+@dataclasses.dataclass
+class Job:
+    """A program and its tests, or (with `zygote` set) one self-test of that zygote."""
+
+    id: int
+    request: dict[str, Any]
+    tries: int = 0
+    zygote: Zygote | None = None
+    expected: str = ""
+    steps: Steps | None = None
+    wanted: list[Spec] = dataclasses.field(default_factory=list)
+    runs: list[tuple[Zygote, Run]] = dataclasses.field(default_factory=list)
+
+
+class Broker:
+    def __init__(self, client: socket.socket, jobs: int, setting: Setting):
+        self._client = client
+        self._slots = jobs
+        self._setting = setting
+        self._selector = selectors.DefaultSelector()
+        self._incoming = bytearray()
+        self._outgoing = bytearray()
+        self._waiting: collections.deque[Job] = collections.deque()  # not begun
+        self._starting: collections.deque[Job] = collections.deque()  # begun, want zygotes
+        self._running = 0
+        self._zygotes: list[Zygote] = []
+        self._owner: dict[Zygote, Job] = {}
+        self._groups: list[cgroup.Group] = []
+        self._slot = 0
+        self._start_failures = 0
+        client.setblocking(False)
+        self._selector.register(client, selectors.EVENT_READ, None)
+
+    def adopt(self, zygote: Zygote) -> None:
+        """Take over a zygote that has passed its self-test."""
+        self._zygotes.append(zygote)
+        self._selector.register(zygote.socket, selectors.EVENT_READ, zygote)
+
+    def serve(self) -> None:
+        """Work until the client closes its end."""
+        while True:
+            events = self._selector.select(self._timeout())
+            for key, mask in events:
+                if key.data is None:
+                    if mask & selectors.EVENT_READ and not self._receive():
+                        return
+                    if mask & selectors.EVENT_WRITE:
+                        self._flush()
+                elif isinstance(key.data, Zygote):
+                    self._on_zygote(key.data)
+                else:
+                    self._on_output(*key.data, key.fd)
+            self._check_clocks()
+            self._schedule()
+            _reap()
+
+    def close(self) -> None:
+        for zygote in list(self._zygotes):
+            self._drop(zygote)
+        deadline = time.monotonic() + 2.0
+        while self._groups and time.monotonic() < deadline:
+            self._sweep_groups()
+            _reap()
+            time.sleep(0.005)
+
+    # ------------------------------------------------------------------------------- the client
+
+    def _receive(self) -> bool:
+        try:
+            data = self._client.recv(1 << 20)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._incoming += data
+        bodies, used = frames.split(self._incoming)
+        del self._incoming[:used]
+        for body in bodies:
+            request = frames.unpack(body)
+            self._waiting.append(Job(request["id"], request))
+        return bool(data)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._outgoing += frames.pack(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            sent = self._client.send(self._outgoing)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(self._outgoing)  # the client is gone; reading will say so
+        del self._outgoing[:sent]
+        write = selectors.EVENT_WRITE if self._outgoing else 0
+        self._selector.modify(self._client, selectors.EVENT_READ | write, None)
+
+    # ----------------------------------------------------------------------------------- jobs
+
+    def _schedule(self) -> None:
+        for zygote in list(self._zygotes):
+            if self._is_idle(zygote) and time.monotonic() - zygote.checked > _RETEST_S:
+                self._test(zygote)
+        while self._waiting and self._running < self._slots:
+            job = self._waiting.popleft()
+            self._running += 1
+            self._begin(job)
+        lacking = {False: 0, True: 0}  # zygotes that jobs wait for, without and with NumPy
+        for _ in range(len(self._starting)):
+            job = self._starting.popleft()
+            if not self._acquire(job, lacking):
+                self._starting.append(job)
+
+    def _begin(self, job: Job) -> None:
+        request = job.request
+        job.tries += 1
+        try:
+            limits = Limits(**request["limits"])
+            job.steps = verdicts.judge(request["program"], request["tests"], limits)
+            job.wanted = next(job.steps)
+        except BadTests as error:
+            self._finish(job, {"id": job.id, "error": str(error)})
+        else:
+            self._starting.append(job)
+
+    def _acquire(self, job: Job, lacking: dict[bool, int]) -> bool:
+        """Start the children that the job wants, if there are zygotes for all of them."""
+        numpy = job.wanted[0].numpy and bool(self._setting.numpy_folders)
+        if job.zygote:
+            found = [job.zygote]
+        else:
+            idle = [z for z in self._zygotes if z.numpy == numpy and self._is_idle(z)]
+            found = idle[: len(job.wanted)]
+        if len(found) < len(job.wanted):
+            mine = [z for z in self._zygotes if z.numpy == numpy]
+            coming = sum(not z.checked for z in mine)
+            lacking[numpy] += len(job.wanted) - len(found)
+            if lacking[numpy] > coming and len(mine) < 2 * self._slots:
+                self._spawn(numpy)
+            return False
+        self._start_children(job, found)
+        return True
+
+    def _is_idle(self, zygote: Zygote) -> bool:
+        return bool(zygote.checked) and zygote.run is None and zygote not in self._owner
+
+    def _start_children(self, job: Job, zygotes: list[Zygote]) -> None:
+        """Fork a child on each zygote; two children get a pair of pipes between them."""
+        joined: list[list[int]] = [[] for _ in zygotes]
+        if len(zygotes) == 2:
+            requests, responses = os.pipe(), os.pipe()
+            joined = [[requests[0], responses[1]], [requests[1], responses[0]]]
+        job.runs = [(z, Run(spec)) for z, spec in zip(zygotes, job.wanted, strict=True)]
+        for zygote in zygotes:
+            self._owner[zygote] = job
+        try:
+            for (zygote, run), fds in zip(job.runs, joined, strict=True):
+                try:
+                    zygote.start(run, fds)
+                finally:
+                    fds.clear()
+                for fd in run.fds():
+                    self._selector.register(fd, selectors.EVENT_READ, (zygote, run))
+        except Infrastructure as error:
+            for fd in [fd for fds in joined for fd in fds]:
+                os.close(fd)
+            self._fail(job, str(error))
+
+    def _on_output(self, zygote: Zygote, run: Run, fd: int) -> None:
+        if fd in run.fds() and not run.read(fd):
+            self._selector.unregister(fd)
+
+    def _on_zygote(self, zygote: Zygote) -> None:
+        if zygote not in self._zygotes:
+            return
+        run, was_ready = zygote.run, zygote.ready
+        try:
+            zygote.receive()
+        except Infrastructure as error:
+            job = self._owner.get(zygote)
+            if job:
+                self._fail(job, str(error))
+            self._lost(zygote, str(error))
+            return
+        if zygote.ready and not was_ready:
+            self._test(zygote)
+        if run and run.outcome:
+            self._release(run)
+            job = self._owner[zygote]
+            if all(r.outcome for _, r in job.runs):
+                self._advance(job)
+            elif run.spec.mode == "tester":
+                job.runs[0][1].stop("done")  # nobody asks the program any more
+
+    def _advance(self, job: Job) -> None:
+        """All children of this step have ended: give their outcomes to the job."""
+        outcomes = [run.outcome for _, run in job.runs if run.outcome]
+        zygotes = self._disown(job)
+        try:
+            assert job.steps is not None
+            job.wanted = job.steps.send(outcomes)
+        except StopIteration as stop:
+            if job.zygote:
+                self._tested(job, stop.value)
+            else:
+                self._finish(job, {"id": job.id, "verdict": stop.value})
+        else:
+            self._starting.append(job)
+        for zygote in zygotes:
+            if zygote.jobs >= _MAX_JOBS_PER_ZYGOTE and self._is_idle(zygote):
+                self._drop(zygote)
+
+    def _fail(self, job: Job, reason: str) -> None:
+        """The sandbox failed under this job: replace its zygotes, try again or give up."""
+        for zygote in self._disown(job):
+            self._drop(zygote)
+        if job.zygote:
+            return
+        if job.tries < _MAX_TRIES:
+            self._begin(job)
+        else:
+            text = f"the sandbox failed {job.tries} times on this program; last: {reason}"
+            self._finish(job, {"id": job.id, "error": text})
+
+    def _disown(self, job: Job) -> list[Zygote]:
+        zygotes = [zygote for zygote, _ in job.runs]
+        for zygote, run in job.runs:
+            self._owner.pop(zygote, None)
+            self._release(run)
+        job.runs = []
+        return zygotes
+
+    def _release(self, run: Run) -> None:
+        for fd in run.fds():
+            try:
+                self._selector.unregister(fd)
+            except KeyError:
+                pass
+        run.close()
+
+    def _finish(self, job: Job, message: dict[str, Any]) -> None:
+        self._running -= 1
+        self._send(message)
+
+    # -------------------------------------------------------------------------------- zygotes
+
+    def _spawn(self, numpy: bool) -> None:
+        self._slot += 1
+        try:
+            zygote = Zygote(self._setting, numpy, self._slot)
+        except OSError as error:
+            self._count_start_failure(str(error))
+            return
+        if zygote.group:
+            self._groups.append(zygote.group)
+        self.adopt(zygote)
+
+    def _test(self, zygote: Zygote) -> None:
+        """Have it judge programs whose verdicts are known before it is used (again)."""
+        zygote.checked = 0.0
+        tests = self_tests(zygote.layers)
+        job = Job(0, tests[0][0], zygote=zygote, expected=tests[0][1])
+        self._begin(job)
+
+    def _tested(self, job: Job, verdict: dict[str, Any]) -> None:
+        zygote = job.zygote
+        assert zygote is not None
+        if verdict["status"] != job.expected:
+            text = f"self-test: {verdict['status']} instead of {job.expected}: {verdict['message']}"
+            self._lost(zygote, text)
+            return
+        tests = self_tests(zygote.layers)
+        following = tests.index((job.request, job.expected)) + 1
+        if following == len(tests):
+            zygote.checked = time.monotonic()
+            self._start_failures = 0
+        else:
+            request, expected = tests[following]
+            self._begin(Job(0, request, zygote=zygote, expected=expected))
+
+    def _lost(self, zygote: Zygote, reason: str) -> None:
+        if not zygote.checked:
+            self._count_start_failure(reason)
+        self._drop(zygote)
+
+    def _count_start_failure(self, reason: str) -> None:
+        self._start_failures += 1
+        if self._start_failures >= _MAX_START_FAILURES:
+            raise Infrastructure(f"zygotes cannot be started any more: {reason}")
+
+    def _drop(self, zygote: Zygote) -> None:
+        if zygote in self._zygotes:
+            self._zygotes.remove(zygote)
+            self._selector.unregister(zygote.socket)
+            zygote.end()
+        self._sweep_groups()
+
+    def _sweep_groups(self) -> None:
+        used = {z.group for z in self._zygotes}
+        self._groups = [g for g in self._groups if g in used or not g.remove()]
+
+    # ---------------------------------------------------------------------------------- clocks
+
+    def _timeout(self) -> float:
+        checks = [z.run.next_check for z in self._zygotes if z.run]
+        return min(max(min(checks, default=5.0) - time.monotonic(), 0.0), 5.0)
+
+    def _check_clocks(self) -> None:
+        now = time.monotonic()
+        for zygote in self._zygotes:
+            if zygote.run and zygote.run.next_check <= now:
+                zygote.run.check(now)
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def first_zygote(
+    config: dict[str, Any], empty_folder: str
+) -> tuple[Zygote | None, Setting, list[tuple[tiers.Attempt, str]]]:
+    """The strongest tier that works here, and why those above it do not."""
+    failures: list[tuple[tiers.Attempt, str]] = []
+    setting = Setting(tiers.Attempt("", frozenset()), empty_folder, pool.base_interpreter(), [])
+    for attempt in tiers.attempts(os.geteuid() == 0, frozenset(config["without"])):
+        setting = Setting(
+            attempt, empty_folder, pool.base_interpreter(), pool.numpy_folders(config["path"])
+        )
+        try:
+            zygote = Zygote(setting, False, 0)
+        except OSError as error:
+            failures.append((attempt, f"{'cgroup' if 'cgroup' in attempt.layers else ''}: {error}"))
+            continue
+        try:
+            _wait_until_ready(zygote)
+            return zygote, setting, failures
+        except (Infrastructure, OSError) as error:
+            failures.append((attempt, str(error)))
+            zygote.end()
+            _reap()
+            if zygote.group:
+                zygote.group.remove()
+    return None, setting, failures
+
+
+def _wait_until_ready(zygote: Zygote) -> None:
+    zygote.socket.settimeout(_START_S)
+    while not zygote.ready:
+        zygote.receive()
+    for request, expected in self_tests(zygote.layers):
+        steps = verdicts.judge(request["program"], request["tests"], Limits(**request["limits"]))
+        outcomes: list[Outcome] | None = None
+        try:
+            while True:
+                (spec,) = steps.send(outcomes) if outcomes else next(steps)
+                run = Run(spec)
+                zygote.start(run, [])
+                while run.outcome is None:
+                    zygote.receive()
+                run.close()
+                outcomes = [run.outcome]
+        except StopIteration as stop:
+            if stop.value["status"] != expected:
+                raise Infrastructure(
+                    f"self-test: {stop.value['status']} instead of {expected}: "
+                    f"{stop.value['message']}"
+                ) from None
+    zygote.checked = time.monotonic()
+    zygote.socket.settimeout(None)
+
+
+def main() -> None:
+    """Started by exec with the client's socket as standard input."""
+    client = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    config = frames.read(client.fileno(), 1 << 20)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer's Ctrl-C is the trainer's
+    linux.prctl(_SUBREAPER, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    unlimited = hard == resource.RLIM_INFINITY
+    stack = _STACK_BYTES if unlimited else min(_STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+    if os.geteuid() == 0:
+        cgroup.sweep()
+    with tempfile.TemporaryDirectory(prefix="prm_jax-empty-") as empty_folder:
+        os.chmod(empty_folder, 0o555)
+        zygote, setting, failures = first_zygote(config, empty_folder)
+        tier = setting.attempt.tier if zygote else None
+        if zygote is None or not tiers.strong_enough(setting.attempt.tier, config["min_tier"]):
+            text = tiers.refusal(config["min_tier"], tier, failures)
+            frames.write(client.fileno(), {"refused": text})
+            if zygote:
+                zygote.end()
+            return
+        frames.write(
+            client.fileno(), {"tier": tier, "notes": [f"{a.tier}: {r}" for a, r in failures]}
+        )
+        broker = Broker(client, config["jobs"], setting)
+        broker.adopt(zygote)
+        try:
+            broker.serve()
+        except Infrastructure as error:
+            frames.write(client.fileno(), {"fatal": str(error)})
+        finally:
+            broker.close()
+
+
+if __name__ == "__main__":
+    sys.exit("start the broker through prm_jax.sandbox.Sandbox")

@@ -1,0 +1,127 @@
+"""System calls that Python's standard library does not wrap, through ctypes.
+
+Numbers and structures are those of the kernel's user interface for x86-64 and aarch64; every
+wrapper raises OSError with the kernel's errno.
+"""
+
+import ctypes
+import os
+import struct
+
+MACHINE = os.uname().machine
+SUPPORTED_MACHINES = ("x86_64", "aarch64")
+_COLUMN = SUPPORTED_MACHINES.index(MACHINE) if MACHINE in SUPPORTED_MACHINES else 0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MNT_DETACH = 2
+
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8
+PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
+
+CAP_SETGID, CAP_SETUID = 6, 7
+
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+# (x86-64, aarch64)
+_NUMBERS = {
+    "pivot_root": (155, 41),
+    "capset": (126, 91),
+    "mount_setattr": (442, 442),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
+}
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def syscall(name: str, *arguments) -> int:
+    """Call by name with integers and ctypes objects; raises OSError."""
+    words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return _check(_libc.syscall(ctypes.c_long(_NUMBERS[name][_COLUMN]), *words), name)
+
+
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    words = [None if w is None else os.fsencode(w) for w in (source, target, kind, data)]
+    result = _libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3])
+    _check(result, f"mount {kind or source} on {target}")
+
+
+def umount(target: str, flags: int = MNT_DETACH) -> None:
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    syscall("pivot_root", os.fsencode(new_root), os.fsencode(put_old))
+
+
+def mount_setattr(path: str, attributes: int, recursive: bool) -> None:
+    """Add attributes (read-only, nosuid, ...) to a mount and keep the others; Linux 5.12."""
+    attr = ctypes.create_string_buffer(struct.pack("=QQQQ", attributes, 0, 0, 0), 32)
+    flags = _AT_RECURSIVE if recursive else 0
+    syscall("mount_setattr", _AT_FDCWD, os.fsencode(path), flags, attr, 32)
+
+
+def prctl(option: int, value: int = 0) -> None:
+    zero = ctypes.c_ulong(0)
+    result = _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero)
+    _check(result, f"prctl({option})")
+
+
+def set_capabilities(*capabilities: int) -> None:
+    """Keep these capabilities (permitted and effective) and drop all others."""
+    low = sum(1 << c for c in capabilities)
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0), 8)
+    data = ctypes.create_string_buffer(struct.pack("=6I", low, low, 0, 0, 0, 0), 24)
+    syscall("capset", header, data)
+
+
+def sethostname(name: bytes) -> None:
+    _check(_libc.sethostname(name, len(name)), "sethostname")
+
+
+class SeccompFilter:
+    """A compiled BPF program, ready to be installed in this thread."""
+
+    def __init__(self, instructions: list[tuple[int, int, int, int]]):
+        code = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+        self._code = ctypes.create_string_buffer(code, len(code))
+        padded = struct.pack("=HxxxxxxQ", len(instructions), ctypes.addressof(self._code))
+        self._program = ctypes.create_string_buffer(padded, len(padded))
+
+    def replace(self, old: int, new: int) -> None:
+        """Put another constant in the place of every one that equals `old`."""
+        raw = self._code.raw
+        for at in range(4, len(raw), 8):
+            if raw[at : at + 4] == struct.pack("=I", old):
+                self._code[at : at + 4] = struct.pack("=I", new)
+
+    def install(self) -> None:
+        """Filters stack and cannot be removed; needs no_new_privs."""
+        zero = ctypes.c_ulong(0)
+        result = _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), self._program, zero, zero)
+        _check(result, "seccomp filter")

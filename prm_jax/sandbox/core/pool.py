@@ -1,0 +1,316 @@
+"""Zygotes as the broker sees them: started by exec, spoken to over a socket, watched by the clock.
+
+A child's time is its own CPU time, read from the kernel's clock of that process; wall time is
+only a backstop, and time that a child spent waiting for a core does not count towards it.
+"""
+
+import dataclasses
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from . import cgroup, frames, paths, tiers
+from .verdicts import Outcome, Spec, parse_frames
+from .zygote import ENDED
+
+_MESSAGE_BYTES = 1 << 20
+_MSG_CMSG_CLOEXEC = 0x40000000
+_WALL_FACTOR, _WALL_EXTRA_S = 10.0, 10.0
+_LEAST_CHECK_S, _MOST_CHECK_S = 0.01, 0.5
+_MIB = 1 << 20
+_ZYGOTE_SHARE_BYTES = 192 * _MIB  # of a cgroup's limit: the zygote and what a child shares with it
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
+    "TZ": "UTC", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+
+
+class Infrastructure(Exception):
+    """The sandbox itself failed; nothing is known about the program."""
+
+
+@dataclasses.dataclass
+class Setting:
+    """What all zygotes of a broker have in common."""
+
+    attempt: tiers.Attempt
+    empty_folder: str
+    interpreter: str
+    numpy_folders: list[str]
+
+
+class Run:
+    """One child, from the request until its end."""
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+        self.report_fd = -1
+        self.stdout_fd = -1
+        self.report = bytearray()
+        self.stdout = bytearray()
+        self.pidfd = -1
+        self.pid = 0
+        self.started = time.monotonic()
+        self.next_check = float("inf")
+        self.stopped_for = ""
+        self.outcome: Outcome | None = None
+
+    def fds(self) -> list[int]:
+        return [fd for fd in (self.report_fd, self.stdout_fd) if fd >= 0]
+
+    def read(self, fd: int) -> bool:
+        """Take what is there; False at the end of the pipe or past the limit."""
+        try:
+            data = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return True
+        buffer = self.stdout if fd == self.stdout_fd else self.report
+        buffer += data
+        limit = self.spec.limits.output_bytes
+        if len(buffer) > (limit if fd == self.stdout_fd else 2 * limit + 65536):
+            self.stop("output")
+            return False
+        return bool(data)
+
+    def stop(self, reason: str) -> None:
+        self.stopped_for = self.stopped_for or reason
+        if self.pidfd >= 0:
+            _kill(self.pidfd)
+
+    def announce(self, pidfd: int) -> None:
+        """The child takes longer than a moment: from now on its clock is watched."""
+        self.pidfd = pidfd
+        self.pid = _pid_of(pidfd)
+        self.next_check = 0.0
+        if self.stopped_for:
+            _kill(pidfd)
+
+    def check(self, now: float) -> None:
+        """Stop the child if its time is up, and say when to look again."""
+        try:
+            cpu_s = time.clock_gettime((~self.pid << 3) | 2)  # the CPU clock of another process
+        except OSError:
+            return  # it has just ended
+        left = self.spec.limits.cpu_s - cpu_s
+        if left <= 0 or _is_stopped(self.pid):
+            self.stop("timeout")
+        wall_limit = _WALL_FACTOR * self.spec.limits.cpu_s + _WALL_EXTRA_S
+        if now - self.started > wall_limit:
+            if now - self.started - _waited_s(self.pid) > wall_limit:
+                self.stop("timeout")
+        pause = left / (os.cpu_count() or 1)
+        self.next_check = now + min(max(pause, _LEAST_CHECK_S), _MOST_CHECK_S)
+
+    def close(self) -> None:
+        for fd in [*self.fds(), self.pidfd]:
+            if fd >= 0:
+                os.close(fd)
+        self.report_fd = self.stdout_fd = self.pidfd = -1
+
+
+class Zygote:
+    """A jailed interpreter that forks one child at a time."""
+
+    def __init__(self, setting: Setting, numpy: bool, slot: int):
+        self.numpy = numpy
+        self.slot = slot
+        self.layers = setting.attempt.layers
+        self.run: Run | None = None
+        self.jobs = 0
+        self.checked = 0.0  # when it last passed its self-test
+        self.ready = False
+        self.failure = ""
+        self.group: cgroup.Group | None = None
+        self.pidfd = -1
+        self._kills = 0
+        packages = setting.numpy_folders if numpy else []
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own_path = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        start = f"import sys; sys.path.insert(0, {own_path!r}); from core import zygote"
+        arguments = [setting.interpreter, "-s", "-S", "-P", "-B", "-c", f"{start}; zygote.main()"]
+        null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+        self.starter = os.posix_spawn(
+            setting.interpreter,
+            arguments,
+            _ENVIRONMENT,
+            file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3), *null],
+        )
+        theirs.close()
+        self.socket = ours
+        if "cgroup" in self.layers:
+            self.group = cgroup.Group(f"{self.starter}")
+        config = {
+            "layers": sorted(self.layers),
+            "packages": packages,
+            "paths": dataclasses.asdict(paths.readable_paths(packages)),
+            "own_path": own_path,
+            "empty_folder": setting.empty_folder,
+            "uid": tiers.high_uid(slot),
+        }
+        self.socket.send(json.dumps(config).encode())
+
+    def receive(self) -> None:
+        """Handle one message; raises Infrastructure when the zygote is gone."""
+        try:
+            message, fds, _, _ = socket.recv_fds(self.socket, _MESSAGE_BYTES, 1, _MSG_CMSG_CLOEXEC)
+        except OSError as error:
+            raise Infrastructure(f"zygote lost: {error}") from error
+        if message == b"self":
+            self.pidfd = fds[0]
+            if self.group:
+                self.group.add(_pid_of(self.pidfd))
+            self.socket.send(b"go")
+        elif message == b"ready":
+            self.ready = True
+        elif message.startswith(b"failed "):
+            self.failure = message[7:].decode()
+            raise Infrastructure(self.failure)
+        elif message == b"started" and self.run:
+            self.run.announce(fds[0])
+        elif len(message) == ENDED.size and self.run:
+            self._end(*ENDED.unpack(message))
+        else:
+            raise Infrastructure("a zygote is gone")
+
+    def start(self, run: Run, more_fds: list[int]) -> None:
+        """Fork a child for the run. `more_fds` join it to another child; raises Infrastructure."""
+        spec = run.spec
+        self.run = run
+        self.jobs += 1
+        if self.group:
+            self.group.limit(spec.limits.memory_bytes + _ZYGOTE_SHARE_BYTES)
+            self._kills = self.group.kills()
+        fds = [_memory_file(frames.dump(spec.job))]
+        if spec.mode == "stdio":
+            run.stdout_fd, theirs = _pipe()
+            fds += [_memory_file(spec.stdin), theirs]
+        run.report_fd, theirs = _pipe()
+        request = {
+            "mode": spec.mode,
+            "cpu_s": spec.limits.cpu_s,
+            "memory_bytes": spec.limits.memory_bytes,
+        }
+        fds += [*more_fds, theirs]
+        try:
+            socket.send_fds(self.socket, [json.dumps(request).encode()], fds)
+        except OSError as error:
+            raise Infrastructure(f"zygote lost: {error}") from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+        run.started = time.monotonic()
+
+    def _end(self, status: int, user_s: float, system_s: float, peak: int) -> None:
+        run = self.run
+        assert run is not None
+        self.run = None
+        for fd in run.fds():
+            while select.select([fd], [], [], 0)[0] and run.read(fd):
+                pass
+        found = parse_frames(run.report)
+        cpu_s = user_s + system_s
+        by_signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        stopped_for = run.stopped_for
+        if not stopped_for and cpu_s > run.spec.limits.cpu_s:
+            stopped_for = "timeout"
+        if by_signal == signal.SIGKILL and not stopped_for:
+            if self.group and self.group.kills() > self._kills:
+                stopped_for = "memory"
+            elif "seccomp" in self.layers:
+                raise Infrastructure("a child was killed from outside")
+        if found[:1] != [["ready"]]:
+            raise Infrastructure("a child could not be set up")
+        run.outcome = Outcome(
+            exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+            signal=by_signal,
+            cpu_s=cpu_s,
+            wall_s=time.monotonic() - run.started,
+            frames=found[1:],
+            stdout=bytes(run.stdout),
+            stopped_for=stopped_for,
+        )
+
+    def end(self) -> None:
+        """Kill it and all that it started."""
+        if self.pidfd >= 0:
+            _kill(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1
+        self.socket.close()
+        if self.run:
+            self.run.stop("done")
+            self.run.close()
+            self.run = None
+
+
+def numpy_folders(search: list[str]) -> list[str]:
+    """Where NumPy lives (its folder, and that of its libraries) on this module path."""
+    for entry in search:
+        folder = os.path.join(entry, "numpy")
+        if os.path.isfile(os.path.join(folder, "__init__.py")):
+            libraries = os.path.join(entry, "numpy.libs")
+            return [folder] + ([libraries] if os.path.isdir(libraries) else [])
+    return []
+
+
+def base_interpreter() -> str:
+    """The real file of this interpreter, outside any virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def _pipe() -> tuple[int, int]:
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    return ours, theirs
+
+
+def _memory_file(data: bytes) -> int:
+    import fcntl
+
+    fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    view = memoryview(data)
+    at = 0
+    while at < len(data):
+        at += os.pwrite(fd, view[at:], at)
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    raise Infrastructure("this kernel does not tell the pid of a pidfd")
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
+
+
+def _waited_s(pid: int) -> float:
+    """Seconds that the process's threads were ready to run and had no core."""
+    waited = 0
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
+                waited = max(waited, int(file.read().split()[1]))
+    except (OSError, IndexError, ValueError):
+        pass
+    return waited / 1e9

@@ -1,0 +1,241 @@
+"""A zygote: an interpreter that has imported what programs use, jailed itself, and forks.
+
+One child per program (or per case) is forked for each request on the control socket. The zygote
+never reads a job: it passes the file descriptors on, and what a program left in memory dies with
+its child. It is process 1 of its own pid namespace where there is one, so its death ends all.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import candidate, child, frames, landlock, linux, namespaces, seccomp, tester
+from .paths import Paths
+
+# what programs of this kind import, loaded once instead of by every program
+_PRELOADED = (
+    "abc array bisect calendar cmath collections collections.abc contextlib copy datetime decimal "
+    "enum fractions functools hashlib heapq inspect io itertools json math numbers operator "
+    "pprint queue random re statistics string struct textwrap threading time traceback typing "
+    "types unicodedata dataclasses locale encodings.idna encodings.latin_1"
+).split()
+
+ENDED = struct.Struct("<iddQ")  # wait status, user seconds, system seconds, peak bytes
+_SHORT_MS = 25  # a child that ends within this is not announced
+_MIB = 1 << 20
+_SLACK_AS = 256 * _MIB  # maps that hold no data: shared libraries, guard pages
+_SLACK_REPORT = 16 * _MIB
+_MAX_THREADS = 64
+_CHILD_MODES: dict[str, Callable[[dict[str, Any], list[int]], int]] = {
+    "calls": lambda job, fds: child.run_calls(job, fds[0]),
+    "stdio": lambda job, fds: child.run_stdio(job, fds[0]),
+    "candidate": lambda job, fds: candidate.serve(job, *fds),
+    "tester": lambda job, fds: tester.run(job, *fds),
+}
+
+
+def main() -> None:
+    """Started by exec with the control socket as file descriptor 3."""
+    control = socket.socket(fileno=3)
+    config = json.loads(control.recv(1 << 20))
+    try:
+        serve = _prepare(control, config)
+    except BaseException as error:
+        control.send(f"failed {type(error).__name__}: {error}".encode())
+        os._exit(1)
+    serve()
+
+
+def _prepare(control: socket.socket, config: dict[str, Any]) -> Callable[[], None]:
+    """Import, enter the jail, forget the sandbox's own modules; returns the loop to run."""
+    layers = set(config["layers"])
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    _preload_packages(config["packages"])
+    child.add_site_builtins()
+    os.umask(0o077)
+    if "namespaces" in layers:
+        with _named("namespaces"):
+            namespaces.unshare(with_user="user" in layers)
+        if os.fork():
+            os._exit(0)  # process 1 of the namespace goes on; the broker adopts it
+    _send_self(control)
+    if not control.recv(16):
+        os._exit(0)  # the broker is gone
+    baseline = _memory_baseline()
+    _jail(config, layers)
+    for name in [n for n in sys.modules if n == "core" or n.startswith("core.")]:
+        del sys.modules[name]
+    sys.path.remove(config["own_path"])
+    sys.path_importer_cache.pop(config["own_path"], None)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    control.send(b"ready")
+    return lambda: _serve(control, layers, config, baseline)
+
+
+@contextlib.contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Say in an OSError which layer it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{layer}: {error.strerror}") from error
+
+
+def _send_self(control: socket.socket) -> None:
+    own = os.pidfd_open(os.getpid())
+    socket.send_fds(control, [b"self"], [own])
+    os.close(own)
+
+
+def _preload_packages(folders: list[str]) -> None:
+    """Import packages from where they are, without the rest of their site-packages."""
+    for folder in folders:
+        sys.path.append(os.path.dirname(folder))
+        try:
+            importlib.import_module(os.path.basename(folder))
+        finally:
+            sys.path.pop()
+
+
+def _memory_baseline() -> tuple[int, int]:
+    """Bytes of data and of address space that this interpreter has before any program."""
+    with open("/proc/self/statm") as file:
+        pages = file.read().split()
+    page = resource.getpagesize()
+    return int(pages[5]) * page, int(pages[0]) * page
+
+
+def _jail(config: dict[str, Any], layers: set[str]) -> None:
+    paths = Paths(**config["paths"])
+    if "namespaces" in layers:
+        with _named("namespaces"):
+            namespaces.enter(paths)
+    else:
+        os.chdir(config["empty_folder"])
+    if "second_uid" in layers:
+        with _named("second_uid"):
+            linux.prctl(linux.PR_SET_KEEPCAPS, 1)
+            os.setgroups([])
+            _set_ids(config["uid"])
+            linux.set_capabilities(linux.CAP_SETUID, linux.CAP_SETGID)
+            os.listdir(paths.trees[0])  # another user must be able to import
+    else:
+        linux.set_capabilities()
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    if "landlock" in layers:
+        with _named("landlock"):
+            landlock.restrict(paths.readable, paths.listable, paths.devices)
+    if "seccomp" in layers:
+        with _named("seccomp"):
+            seccomp.zygote_filter().install()
+
+
+def _set_ids(uid: int) -> None:
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def _serve(
+    control: socket.socket, layers: set[str], config: dict[str, Any], baseline: tuple[int, int]
+) -> None:
+    own = os.getpid()
+    child_filter = seccomp.child_filter(seccomp.ANY_PID) if "seccomp" in layers else None
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, 65536, 8)
+        if not message:
+            os._exit(0)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                control.close()
+                if "namespaces" not in layers:
+                    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+                    if os.getppid() != own:
+                        os._exit(70)
+                request = json.loads(message)
+                _limit(request, layers, baseline)
+                if "second_uid" in layers:
+                    _change_uid(config["uid"] + 1)
+                if child_filter:
+                    child_filter.replace(seccomp.ANY_PID, os.getpid())
+                    child_filter.install()
+                status = _run_child(request, fds)
+            except BaseException:
+                status = 70
+            os._exit(status)
+        for fd in fds:
+            os.close(fd)
+        _wait(control, pid)
+
+
+def _wait(control: socket.socket, pid: int) -> None:
+    """Announce a child that takes longer than a moment, and report how it ended."""
+    pidfd = os.pidfd_open(pid)
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.register(control, 0)  # only its hang-up
+    ready = poller.poll(_SHORT_MS)
+    if not ready:
+        socket.send_fds(control, [b"started"], [pidfd])
+        ready = poller.poll()
+    if any(fd == control.fileno() for fd, _ in ready):
+        os._exit(0)
+    os.close(pidfd)
+    _, status, usage = os.wait4(pid, 0)
+    control.send(ENDED.pack(status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024))
+
+
+def _change_uid(uid: int) -> None:
+    _set_ids(uid)
+    linux.set_capabilities()
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+
+
+def _run_child(request: dict[str, Any], fds: list[int]) -> int:
+    job = child.load_job(fds[0])
+    rest = fds[1:]
+    random.seed(0)
+    gc.enable()
+    if request["mode"] == "stdio":
+        for fd, standard in ((rest.pop(0), 0), (rest.pop(0), 1)):
+            os.dup2(fd, standard)
+            os.close(fd)
+    frames.write(rest[-1], ["ready"])  # from here on, what goes wrong is the program's doing
+    return _CHILD_MODES[request["mode"]](job, rest)
+
+
+def _limit(request: dict[str, Any], layers: set[str], baseline: tuple[int, int]) -> None:
+    data, space = baseline
+    for kind, size in (
+        (resource.RLIMIT_DATA, data + request["memory_bytes"]),
+        (resource.RLIMIT_AS, space + request["memory_bytes"] + _SLACK_AS),
+    ):
+        resource.setrlimit(kind, (size, size + _SLACK_REPORT))
+    cpu_s = int(request["cpu_s"]) + 2  # the broker is exact; this holds if it is gone
+    limits = {
+        resource.RLIMIT_CPU: cpu_s,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_NOFILE: 256,
+    }
+    if layers & {"user", "second_uid"}:
+        limits[resource.RLIMIT_NPROC] = _MAX_THREADS
+    for kind, value in limits.items():
+        resource.setrlimit(kind, (value, value))

@@ -43,6 +43,8 @@ def readable_paths(packages: list[str]) -> Paths:
     if libdir not in ("", "/usr/lib", "/lib"):
         others += sorted(glob.glob(os.path.join(libdir, "*.so*")))
     others = [p for p in others + packages if os.path.exists(p)]
+    folders = [p for p in others if os.path.isdir(p)]
+    others = [p for p in others if not any(p.startswith(f + "/") for f in folders)]
     return Paths(
         trees=trees + others,
         hidden=[p for p in hidden if os.path.isdir(p)],

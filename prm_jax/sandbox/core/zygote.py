@@ -64,7 +64,7 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Callable[[], Non
         importlib.import_module(name)
     _preload_packages(config["packages"])
     child.add_site_builtins()
-    os.umask(0o077)
+    os.umask(0o022)
     if "namespaces" in layers:
         with _named("namespaces"):
             namespaces.unshare(with_user="user" in layers)
@@ -92,7 +92,7 @@ def _named(layer: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{layer}: {error.strerror}") from error
+        raise OSError(error.errno, f"{layer}: {error.strerror or error} {error.filename or ''}") from error
 
 
 def _send_self(control: socket.socket) -> None:

@@ -46,13 +46,16 @@ class PromptTooLong(ValueError):
 class Tokenizer:
     """A Hugging Face tokenizer with an end token and exact bytes for every token."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, names: Mapping[str, Any], source: str):
+    def __init__(
+        self, inner: tokenizers.Tokenizer, kind: str, names: Mapping[str, Any], source: str
+    ):
+        """Use `load` or `train`; `kind` says how tokens spell bytes."""
         self._inner = inner
         self._source = source
         inner.no_truncation()
         inner.no_padding()
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
-        self._table = self._make_table()
+        self._table = self._make_table(kind)
         self.eos_id: int = self._find_eos(names)
         self.pad_id: int = self._find_pad(names)
 
@@ -72,8 +75,8 @@ class Tokenizer:
         if not path.is_file():
             raise FileNotFoundError(f"tokenizer.path = {str(path)!r} is not a file")
         try:
-            spec = json.loads(path.read_bytes())
-            inner = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix_space(spec)))
+            spec = _without_prefix_space(json.loads(path.read_bytes()))
+            inner = tokenizers.Tokenizer.from_str(json.dumps(spec))
         except Exception as e:  # the library raises bare Exception
             raise TokenizerError(f"tokenizer.path = {str(path)!r} is not a tokenizer: {e}") from e
         names: dict[str, Any] = {}
@@ -83,7 +86,8 @@ class Tokenizer:
                 names = json.loads(config.read_bytes())
             except ValueError as e:
                 raise TokenizerError(f"{config} is not JSON: {e}") from e
-        return cls(inner, {**names, "eos_token": eos} if eos else names, str(path))
+        names = {**names, "eos_token": eos} if eos else names
+        return cls(inner, _kind(spec, str(path)), names, str(path))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, path: str | Path) -> "Tokenizer":
@@ -121,7 +125,10 @@ class Tokenizer:
     # ------------------------------------------------------------------------ encode and decode
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; nothing is added at its ends."""
+        """Token ids of a text; nothing is added at its ends.
+
+        The names of special tokens in the text (chat markers) become those tokens.
+        """
         return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -199,10 +206,8 @@ class Tokenizer:
 
     # ---------------------------------------------------------------------------------- the rest
 
-    def _make_table(self) -> list[bytes]:
+    def _make_table(self, kind: str) -> list[bytes]:
         """The bytes of every token id."""
-        spec = json.loads(self._inner.to_str())
-        kind = _kind(spec, self._source)
         table = [b""] * self.vocab_size
         for token, i in self._inner.get_vocab(with_added_tokens=False).items():
             table[i] = _token_bytes(token, kind)

@@ -10,7 +10,7 @@ from prm_jax.problems.chains import generator
 from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
 
-CONFIG = ProblemsConfig(seed=11, train=60, validation=1, test=60)
+CONFIG = ProblemsConfig(seed=11, train=24, validation=1, test=24)
 CHAIN = Chain(
     (Step("drop_first", 3, "easy"), Step("add", 8, "easy"), Step("reverse", 0, "easy")), "abc"
 )
@@ -64,17 +64,18 @@ def test_no_error_means_passing_over_single_mistakes(problems):
 def test_no_error_means_passing_over_several_mistakes(problems):
     rng = random.Random(2)
     cancelled = 0
-    for _ in range(4000):
+    for _ in range(3000):
         problem = rng.choice(problems)
         chain = problem.chain
-        lines = rng.sample(range(len(chain.steps)), rng.randint(0, min(4, len(chain.steps))))
+        lines = rng.sample(range(len(chain.steps)), rng.randint(0, min(5, len(chain.steps))))
         wrong = {k: rng.randrange(len(chain.steps[k].confused_expressions("x"))) for k in lines}
         completion, first = with_mistakes(chain, wrong, rng)
-        found = first_error(chain, completion)
-        assert found == (first if wrong else None)
-        cancelled += passes(problem, completion) != (found is None)
-    # Two mistakes can undo each other (4 - v for v - 4, then the same again).
-    assert cancelled <= 4000 * 0.005
+        assert first_error(chain, completion) == (first if wrong else None)
+        if passes(problem, completion) != (not wrong):
+            # Nothing guards against three mistakes that undo each other.
+            assert len(wrong) > 2
+            cancelled += 1
+    assert cancelled <= 3
 
 
 def test_a_line_is_judged_by_the_list_that_its_variable_holds():
@@ -147,7 +148,6 @@ def test_hasty_solutions_pass_exactly_where_the_oracle_says_so(problems):
         templates = [generator._hasty_template(rng, step) for step in problem.chain.steps]
         completion = problem.chain.body(templates)
         passed = passes(problem, completion)
-        if passed:
-            assert first_error(problem.chain, completion) is None
-        seen[first_error(problem.chain, completion) is None] += 1
+        assert passed == (first_error(problem.chain, completion) is None)
+        seen[passed] += 1
     assert min(seen.values()) > 50

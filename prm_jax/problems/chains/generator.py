@@ -2,12 +2,12 @@
 
 A prompt gives one step per line, labelled with the variable that holds its result, and opens the
 function; the solution has one line per step. Hidden tests are chosen so that they catch every
-confusion at every line: a program passes if and only if no line is mistaken.
+confusion at every line and every pair of them: a program with one or two mistakes never passes.
 """
 
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prm_jax.config import ConfigError, ProblemsConfig
 from prm_jax.problems.chains.operations import (
@@ -102,24 +102,50 @@ def run(steps: Sequence[Step], values: list[int]) -> list[int]:
 def tests_catch_every_confusion(steps: Sequence[Step], inputs: Sequence[list[int]]) -> bool:
     """Whether each confusion, and each skipped step, changes the result of one of the inputs.
 
-    Single changes only: two mistakes that cancel each other are not looked for.
+    These are single changes; `tests_catch_every_pair` looks for two that cancel each other.
     """
-    # lists[k][t] is what step k reads in test t.
-    lists = [list(inputs)]
-    for step in steps:
-        apply = OPERATIONS[step.operation].apply
-        lists.append([apply(values, step.number) for values in lists[-1]])
+    lists = _lists(steps, inputs)
     for line in reversed(range(len(steps))):
-        number = steps[line].number
-        operation = OPERATIONS[steps[line].operation]
-        for wrong in (*operation.apply_confused, _skip):
-            for values, result in zip(lists[line], lists[-1], strict=True):
-                changed = wrong(values, number)
-                if run(steps[line + 1 :], changed) != result:
-                    break
-            else:
+        for wrong in (*_confusions(steps[line]), _skip):
+            changed = [wrong(values, steps[line].number) for values in lists[line]]
+            if _same_results(steps[line + 1 :], changed, lists[-1]):
                 return False
     return True
+
+
+def tests_catch_every_pair(steps: Sequence[Step], inputs: Sequence[list[int]]) -> bool:
+    """Whether any two confusions at once still change the result of one of the inputs."""
+    lists = _lists(steps, inputs)
+    for first in range(len(steps)):
+        for wrong in _confusions(steps[first]):
+            changed = [wrong(values, steps[first].number) for values in lists[first]]
+            for second in range(first + 1, len(steps)):
+                number = steps[second].number
+                for wrong_too in _confusions(steps[second]):
+                    # Lazily: the first input mostly tells already.
+                    twice = (wrong_too(values, number) for values in changed)
+                    if _same_results(steps[second + 1 :], twice, lists[-1]):
+                        return False
+                changed = [run(steps[second : second + 1], values) for values in changed]
+    return True
+
+
+def _lists(steps: Sequence[Step], inputs: Sequence[list[int]]) -> list[list[list[int]]]:
+    """lists[k][t] is what step k reads in test t; the last ones are the results."""
+    lists = [list(inputs)]
+    for step in steps:
+        lists.append([run([step], values) for values in lists[-1]])
+    return lists
+
+
+def _same_results(
+    steps: Sequence[Step], lists: Iterable[list[int]], results: Iterable[list[int]]
+) -> bool:
+    return all(run(steps, values) == result for values, result in zip(lists, results, strict=True))
+
+
+def _confusions(step: Step) -> tuple[Callable[[list[int], int], list[int]], ...]:
+    return OPERATIONS[step.operation].apply_confused
 
 
 def _skip(values: list[int], number: int) -> list[int]:
@@ -196,6 +222,8 @@ def make_problems(config: ProblemsConfig) -> dict[str, list[ChainProblem]]:
             if len(asserts | set(tests)) < len(asserts) + _TESTS:
                 continue
             if max(map(len, results)) > _LONGEST_RESULT:
+                continue
+            if not tests_catch_every_pair(chain.steps, inputs):
                 continue
             refused = 0
             programs.add(chain.program())

@@ -64,6 +64,4 @@ class Checkpoints:
 
 def abstract(tree: Any) -> Any:
     """Shapes, dtypes and shardings of a tree's arrays, without their contents."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

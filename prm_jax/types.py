@@ -169,12 +169,22 @@ class PPOBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenBatch:
-    """Text for supervised steps: SFT reads `mask` (the completion), the PRM reads line labels."""
+    """Text to imitate: SFT reads the tokens that `mask` marks, the solution and its EOS."""
 
     tokens: Int[jax.Array, "B T"]
     valid: Bool[jax.Array, "B T"]
-    mask: Bool[jax.Array, "B T"]  # tokens or line ends that the loss counts
-    targets: Float[jax.Array, "B T"]  # PRM: label of the line that ends here; SFT: unused zeros
+    mask: Bool[jax.Array, "B T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LabelBatch:
+    """Responses with a label where a line ends: the PRM's loss reads `labels` under `mask`."""
+
+    tokens: Int[jax.Array, "B T"]
+    valid: Bool[jax.Array, "B T"]
+    mask: Bool[jax.Array, "B T"]
+    labels: Float[jax.Array, "B T"]
 
 
 @jax.tree_util.register_dataclass

@@ -1,10 +1,14 @@
-"""Tests check every annotated shape and dtype: jaxtyping with beartype, on import."""
+"""Tests check every annotated shape and dtype (jaxtyping with beartype, on import), and run on
+eight CPU devices, so that a mesh of one and a mesh of eight can be compared in one process."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
 
 # types.py is left out: its pytrees must also hold shardings and abstract shapes.
 install_import_hook(

@@ -1,0 +1,204 @@
+"""Stage `evaluate`: what came of it, on held-out problems, as `results.json` (docs/results.md).
+
+Every arm that was trained samples the same problems at the same setting; intervals resample the
+problems. About twenty programs, with the PRM's score of every line, go to `evaluate/scored.jsonl`.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from prm_jax.metrics import Progress
+from prm_jax.problems import first_error
+from prm_jax.rl.lines import split_lines, step_ends
+from prm_jax.rl.statistics import bootstrap_interval, pass_at_k
+from prm_jax.sharding import abstract_params
+from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
+from prm_jax.stages.journal import Journal
+from prm_jax.stages.label import LabelledResponse, read_labels
+from prm_jax.stages.prm import step_scores
+from prm_jax.stages.run import Run, Stream, write_atomically, write_json_lines
+from prm_jax.types import LineKind, Problem
+
+ARMS = ("sft", "rl", "rl_prm")
+KS = (1, 2, 5, 10)
+SCORED_FAILING, SCORED_PASSING = 5, 2  # programs per arm that the report shows
+
+
+def evaluate(run: Run) -> None:
+    test, test_long = list(run.problems.test), list(run.problems.test_long)
+    arms = [arm for arm in ARMS if run.done(arm) is not None]
+    found: dict[str, list[list[Attempt]]] = {}
+    with (
+        Journal(run.workdir / "evaluate/journal.jsonl") as journal,
+        Progress(len(arms) * (len(test) + len(test_long)), "evaluate", "problems") as progress,
+    ):
+        for arm in arms:
+            found[arm] = _attempts(run, arm, [*test, *test_long], journal, progress)
+            _write_samples(run, arm, [*test, *test_long], found[arm])
+
+    results: dict[str, Any] = {
+        "schema": 1,
+        "seed": run.config.seed,
+        "config_digest": run.digest(),
+        "versions": json.loads((run.workdir / "versions.json").read_text()),
+        "confidence": run.config.evaluate.confidence,
+        "arms": {},
+    }
+    for arm in arms:
+        attempts = found[arm]
+        summary = run.done(arm) or {}
+        results["arms"][arm] = {
+            **_pass_rates(run, test, attempts[: len(test)]),
+            "test_long": _pass_rates(run, test_long, attempts[len(test) :]),
+            "samples": run.config.evaluate.samples,
+            "temperature": run.config.evaluate.temperature,
+            "programs_generated": summary.get("programs_generated", 0),
+            "programs_executed": summary.get("programs_executed", 0),
+        }
+    if (labelled := run.done("label")) is not None:
+        results["label_cost"] = labelled["cost"]
+        train = [r for r in read_labels(run) if r.split == "train"]
+        results["labels"] = labelled["classes"] | _oracle_agreement(run, train)
+    if (prm := run.done("prm")) is not None:
+        results["prm"] = prm["quality"]
+        _write_scored(run, test, {arm: found[arm][: len(test)] for arm in arms})
+    write_atomically(run.workdir / "results.json", json.dumps(results, indent=2))
+    run.finish("evaluate", {"arms": arms})
+
+
+def _attempts(
+    run: Run, arm: str, problems: list[Problem], journal: Journal, progress: Progress
+) -> list[list[Attempt]]:
+    config = run.config.evaluate
+    params = run.restore_last(f"{arm}/policy", abstract_params(run.policy, run.mesh))
+    sampling = Sampling(
+        run, Memo(), samples=config.samples, temperature=config.temperature, top_p=config.top_p
+    )
+    starts = [Start(problem) for problem in problems]
+    # Every arm draws from one stream: arms differ by their policies alone.
+    return sampling.run(params, starts, run.key(Stream.EVALUATE), journal, arm, progress)
+
+
+def _write_samples(
+    run: Run, arm: str, problems: list[Problem], attempts: list[list[Attempt]]
+) -> None:
+    rows = [
+        {
+            "task_id": problem.task_id,
+            "sample": number,
+            "completion": run.tokenizer.decode(attempt.ids),
+            "status": attempt.status,
+            "passed": attempt.passed,
+        }
+        for problem, row in zip(problems, attempts, strict=True)
+        for number, attempt in enumerate(row)
+    ]
+    write_json_lines(run.workdir / f"evaluate/{arm}.jsonl", rows)
+
+
+def _pass_rates(
+    run: Run, problems: Sequence[Problem], attempts: list[list[Attempt]]
+) -> dict[str, Any]:
+    n = np.array([len(row) for row in attempts], np.int64)
+    c = np.array([sum(a.passed for a in row) for row in attempts], np.int64)
+    horizons = np.array([problem.horizon for problem in problems])
+    ks = [k for k in KS if k <= run.config.evaluate.samples]
+    return {
+        "pass_at_1": _interval(run, pass_at_k(n, c, 1)),
+        "pass_at_k": {str(k): _interval(run, pass_at_k(n, c, k)) for k in ks if k > 1},
+        "by_horizon": {
+            str(h): _interval(run, pass_at_k(n[horizons == h], c[horizons == h], 1))
+            for h in np.unique(horizons)
+        },
+    }
+
+
+def _interval(run: Run, per_problem: np.ndarray) -> dict[str, float | int]:
+    config = run.config.evaluate
+    low, high = bootstrap_interval(
+        per_problem,
+        resamples=config.bootstrap,
+        confidence=config.confidence,
+        seed=run.config.seed,
+    )
+    return {"value": float(per_problem.mean()), "low": low, "high": high, "n": len(per_problem)}
+
+
+def _oracle_agreement(run: Run, train: list[LabelledResponse]) -> dict[str, float | None]:
+    """How often the labels say what the built-in problems' exact oracle says (a diagnostic).
+
+    Over failing responses: the first -1 against the oracle's first error, and the labels of steps
+    up to and including the oracle's first error, -1 there and +1 before.
+    """
+    exact, agree, counted = [], 0, 0
+    for response in train:
+        if response.passed:
+            continue
+        problem_steps = run.problems.steps[response.task_id]
+        error_line = first_error(problem_steps, run.tokenizer.decode(response.ids))
+        if error_line is None:
+            continue
+        labels = np.array(response.steps.labels)
+        error = int(np.searchsorted(response.end_line, error_line + 1))
+        first = int(np.argmax(labels == -1)) if (labels == -1).any() else -1
+        exact.append(first == error)
+        upto = labels[: error + 1]
+        truth = np.where(np.arange(len(upto)) < error, 1, -1)
+        agree += int((upto == truth)[upto != 0].sum())
+        counted += int((upto != 0).sum())
+    return {
+        "oracle_first_error_exact": float(np.mean(exact)) if exact else None,
+        "oracle_line_agreement": agree / counted if counted else None,
+    }
+
+
+def _write_scored(
+    run: Run, problems: list[Problem], attempts: dict[str, list[list[Attempt]]]
+) -> None:
+    """A few failing and passing programs of each arm, their lines scored by the PRM."""
+    params = run.restore_last("prm/model", abstract_params(run.scalar, run.mesh))
+    chosen: list[tuple[str, Problem, Attempt]] = []
+    for arm, rows in attempts.items():
+        firsts = [(arm, problem, row[0]) for problem, row in zip(problems, rows, strict=True)]
+        for wanted, passed in ((SCORED_FAILING, False), (SCORED_PASSING, True)):
+            some = [item for item in firsts if item[2].passed == passed]
+            stride = max(1, len(some) // wanted)  # spread over the set, which is sorted by horizon
+            chosen += some[::stride][:wanted]
+    lines = [split_lines(run.tokenizer.pieces(a.ids)) for _, _, a in chosen]
+    ends = [step_ends(line)[0] for line in lines]
+    scores = step_scores(
+        run,
+        params,
+        [problem for _, problem, _ in chosen],
+        [(a.ids, end) for (_, _, a), end in zip(chosen, ends, strict=True)],
+    )
+    rows = []
+    for (arm, problem, attempt), line, end, score in zip(chosen, lines, ends, scores, strict=True):
+        by_token = dict(zip(end.tolist(), score.tolist(), strict=True))
+        completion = run.tokenizer.decode(attempt.ids)
+        rows.append(
+            {
+                "task_id": problem.task_id,
+                "arm": arm,
+                "split": "test",
+                "horizon": problem.horizon,
+                "prompt": problem.prompt,
+                "program_prefix": problem.program_prefix,
+                "completion": completion,
+                "passed": attempt.passed,
+                "status": attempt.status,
+                "lines": [
+                    {
+                        "text": text.decode("utf-8", errors="replace").rstrip("\n"),
+                        "kind": LineKind(kind).name.lower(),
+                        "score": None if kind == LineKind.BLANK else by_token[int(token)],
+                    }
+                    for text, kind, token in zip(line.text, line.kind, line.end_token, strict=True)
+                ],
+                "first_error": first_error(run.problems.steps[problem.task_id], completion),
+            }
+        )
+    write_json_lines(run.workdir / "evaluate/scored.jsonl", rows)

@@ -1,0 +1,288 @@
+"""Stage `label`: which line of a response was the first that could not be saved, by execution.
+
+Checkpoints of the baseline answer training (and validation) prompts; each failing response is
+searched for its transition line by completing prefixes and running the tests (paper, section 3.1,
+Algorithm 1). Leaves `label/labels.jsonl`, one response a line, and the cost in `done.json`.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from prm_jax.checkpoint import Checkpoints
+from prm_jax.metrics import Progress
+from prm_jax.rl.labels import next_probe, response_class, search_start, search_update, step_labels
+from prm_jax.rl.lines import split_lines, step_ends
+from prm_jax.sharding import abstract_params
+from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
+from prm_jax.stages.journal import Journal
+from prm_jax.stages.rl import evenly_spaced
+from prm_jax.stages.run import Run, Stream, write_json_lines
+from prm_jax.types import LineKind, PrefixLabels, Problem
+
+Split = Literal["train", "validation"]
+
+
+@dataclasses.dataclass
+class Response:
+    """One response and what is found out about its steps (`types.PrefixLabels` says what)."""
+
+    problem: Problem
+    split: Split
+    checkpoint: int  # step of the baseline that wrote it
+    ids: tuple[int, ...]
+    passed: bool
+    end_token: np.ndarray  # [M], of each step
+    end_line: np.ndarray  # [M], how many physical lines each step's prefix has
+    kinds: tuple[LineKind, ...]
+    passes: np.ndarray  # [M]
+    samples: np.ndarray  # [M]
+    m_star: int = 0
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.kinds)
+
+    def labels(self) -> PrefixLabels:
+        m_star = self.n_steps if self.passed else self.m_star
+        return PrefixLabels(
+            kinds=self.kinds,
+            labels=tuple(int(label) for label in step_labels(self.kinds, m_star)),
+            passes=tuple(int(n) for n in self.passes),
+            samples=tuple(int(n) for n in self.samples),
+        )
+
+
+def label(run: Run) -> None:
+    begun_s = time.perf_counter()
+    config = run.config.label
+    memo = Memo()
+    steps = evenly_spaced(run.config.ppo.steps, config.checkpoints)
+    like = abstract_params(run.policy, run.mesh)
+    with Checkpoints(run.workdir / "rl/policy") as checkpoints:
+        policies = {step: checkpoints.restore(step, like) for step in steps}
+
+    with Journal(run.workdir / "label/journal.jsonl") as journal:
+        responses = _responses(run, memo, journal, policies)
+        costs = []
+        for completer, group in _groups(run, responses, steps).items():
+            costs.append(_search(run, memo, journal, policies[completer], completer, group))
+
+    write_json_lines(run.workdir / "label/labels.jsonl", [_row(r) for r in responses])
+    train = [r for r in responses if r.split == "train"]
+    run.finish(
+        "label",
+        {
+            "cost": _cost(train, costs, time.perf_counter() - begun_s),
+            "classes": {
+                name: sum(response_class(r.passed, r.m_star).name.lower() == name for r in train)
+                for name in ("correct", "revised", "wrong")
+            },
+        },
+    )
+
+
+def _responses(run: Run, memo: Memo, journal: Journal, policies: dict[int, Any]) -> list[Response]:
+    """Judged responses of every checkpoint to the label prompts, training ones first."""
+    config = run.config.label
+    sampling = Sampling(
+        run, memo, samples=config.responses_per_prompt, temperature=config.temperature
+    )
+    prompts: list[tuple[Split, Problem]] = [
+        *(("train", problem) for problem in _first(run.problems.train, config.prompts)),
+        *(
+            ("validation", problem)
+            for problem in _first(run.problems.validation, config.validation_prompts)
+        ),
+    ]
+    starts = [Start(problem) for _, problem in prompts]
+    responses = []
+    with Progress(len(starts) * len(policies), "label: responses", "prompts") as progress:
+        for step, params in policies.items():
+            key = run.key(Stream.RESPOND, step)
+            attempts = sampling.run(params, starts, key, journal, f"respond/{step}", progress)
+            for (split, problem), row in zip(prompts, attempts, strict=True):
+                responses += [_response(run, problem, split, step, a) for a in row]
+    return responses
+
+
+def _first(problems: Sequence[Problem], n: int) -> list[Problem]:
+    return [problems[i] for i in range(min(n, len(problems)))]
+
+
+def _response(run: Run, problem: Problem, split: Split, step: int, attempt: Attempt) -> Response:
+    lines = split_lines(run.tokenizer.pieces(attempt.ids))
+    end_token, kinds = step_ends(lines)
+    return Response(
+        problem=problem,
+        split=split,
+        checkpoint=step,
+        ids=attempt.ids,
+        passed=attempt.passed,
+        end_token=end_token,
+        end_line=np.searchsorted(lines.end_token, end_token, side="right"),
+        kinds=tuple(LineKind(kind) for kind in kinds),
+        passes=np.zeros(len(kinds), np.int64),
+        samples=np.zeros(len(kinds), np.int64),
+    )
+
+
+def _groups(run: Run, responses: list[Response], steps: list[int]) -> dict[int, list[Response]]:
+    """Failing responses by the checkpoint that completes their prefixes."""
+    failing = [r for r in responses if not r.passed]
+    if run.config.label.completer == "policy":
+        return {step: [r for r in failing if r.checkpoint == step] for step in steps}
+    train = [r for r in responses if r.split == "train"]
+    best = max(steps, key=lambda step: sum(r.passed for r in train if r.checkpoint == step))
+    return {best: failing}
+
+
+@dataclasses.dataclass
+class _Spent:
+    """What probing training responses cost."""
+
+    probes: int = 0
+    completions: int = 0
+    sampled_tokens: int = 0
+    executions: int = 0
+
+    def add(self, attempts: list[Attempt]) -> None:
+        self.completions += len(attempts)
+        self.sampled_tokens += sum(a.sampled_tokens for a in attempts)
+        self.executions += sum(a.executed for a in attempts)
+
+
+def _search(
+    run: Run, memo: Memo, journal: Journal, params: Any, completer: int, group: list[Response]
+) -> _Spent:
+    """Finds m* of every response of the group, all searches side by side, a probe each a round.
+
+    The last step's prefix is the whole response, which is known to fail, so the search is over the
+    steps before it. A probe samples its completions in waves and ends with the first wave in which
+    one passes.
+    """
+    config = run.config.label
+    sampling = Sampling(run, memo, samples=config.wave, temperature=config.temperature)
+    n_steps = np.array([max(r.n_steps - 1, 0) for r in group], np.int64)
+    state = search_start(n_steps)
+    spent = _Spent()
+    round_number = 0
+    while (probe := next_probe(state)).any():
+        pending = np.flatnonzero(probe)
+        passed = np.zeros(len(group), bool)
+        with Progress(
+            len(pending), f"label: completer {completer}, round {round_number}", "prefixes"
+        ) as progress:
+            for wave in range(config.samples_per_prefix // config.wave):
+                open_ = [i for i in pending if not passed[i]]
+                starts = [Start(group[i].problem, _prefix(run, group[i], probe[i])) for i in open_]
+                attempts = sampling.run(
+                    params,
+                    starts,
+                    run.key(Stream.PROBE, completer, round_number, wave),
+                    journal,
+                    f"probe/{completer}/{round_number}/{wave}",
+                )
+                for i, row in zip(open_, attempts, strict=True):
+                    group[i].samples[probe[i] - 1] += len(row)
+                    group[i].passes[probe[i] - 1] += sum(a.passed for a in row)
+                    passed[i] = any(a.passed for a in row)
+                    if group[i].split == "train":
+                        spent.probes += wave == 0
+                        spent.add(row)
+                progress.update(int(passed[open_].sum()) if len(open_) else 0)
+            progress.update(int((~passed[pending]).sum()))
+        state = search_update(state, passed, active=probe > 0)
+        round_number += 1
+    for i, response in enumerate(group):
+        response.m_star = int(state.lo[i])
+    return spent
+
+
+def _prefix(run: Run, response: Response, step: int) -> tuple[int, ...]:
+    """The tokens of the first `step` steps of a response."""
+    return tuple(run.tokenizer.prefix_ids(response.ids, int(response.end_line[step - 1])))
+
+
+def _cost(train: list[Response], costs: list[_Spent], seconds: float) -> dict[str, float]:
+    failing = sum(not r.passed for r in train)
+    labels = sum(r.n_steps for r in train)
+    total = {
+        field.name: sum(getattr(cost, field.name) for cost in costs)
+        for field in dataclasses.fields(_Spent)
+    }
+    return {
+        "responses": len(train),
+        "failing": failing,
+        "labels": labels,
+        **total,
+        "completions_per_label": total["completions"] / max(labels, 1),
+        "executions_per_label": total["executions"] / max(labels, 1),
+        "completions_per_failing_response": total["completions"] / max(failing, 1),
+        "seconds": seconds,
+    }
+
+
+def _row(response: Response) -> dict[str, Any]:
+    found = response.labels()
+    return {
+        "task_id": response.problem.task_id,
+        "split": response.split,
+        "checkpoint": response.checkpoint,
+        "passed": response.passed,
+        "class": response_class(response.passed, response.m_star).name.lower(),
+        "ids": list(response.ids),
+        "end_token": response.end_token.tolist(),
+        "end_line": response.end_line.tolist(),
+        "kinds": [kind.name.lower() for kind in found.kinds],
+        "labels": list(found.labels),
+        "passes": list(found.passes),
+        "samples": list(found.samples),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledResponse:
+    """A line of `label/labels.jsonl`."""
+
+    task_id: str
+    split: Split
+    checkpoint: int
+    passed: bool
+    response_class: str
+    ids: tuple[int, ...]
+    end_token: tuple[int, ...]
+    end_line: tuple[int, ...]
+    steps: PrefixLabels
+
+
+def read_labels(run: Run) -> list[LabelledResponse]:
+    """The labelled responses that the label stage left."""
+    found = []
+    with (run.workdir / "label/labels.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            found.append(
+                LabelledResponse(
+                    task_id=row["task_id"],
+                    split=row["split"],
+                    checkpoint=row["checkpoint"],
+                    passed=row["passed"],
+                    response_class=row["class"],
+                    ids=tuple(row["ids"]),
+                    end_token=tuple(row["end_token"]),
+                    end_line=tuple(row["end_line"]),
+                    steps=PrefixLabels(
+                        kinds=tuple(LineKind[kind.upper()] for kind in row["kinds"]),
+                        labels=tuple(row["labels"]),
+                        passes=tuple(row["passes"]),
+                        samples=tuple(row["samples"]),
+                    ),
+                )
+            )
+    return found

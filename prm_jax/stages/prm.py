@@ -1,0 +1,186 @@
+"""Stage `prm`: the process reward model learns the line labels, and is judged by itself.
+
+Reads `label/labels.jsonl` and the SFT policy's trunk; leaves `prm/model`. Responses to validation
+problems, labelled in the same way, judge it without ever training it.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from prm_jax.checkpoint import Checkpoints
+from prm_jax.config import ConfigError
+from prm_jax.metrics import Progress
+from prm_jax.rl.labels import ResponseClass, loss_support, select
+from prm_jax.rl.statistics import auc_within_groups, calibration, first_error_report
+from prm_jax.sharding import abstract_params, batch_sharding, batch_shards
+from prm_jax.stages.batches import Batches, right_pad
+from prm_jax.stages.label import LabelledResponse, read_labels
+from prm_jax.stages.run import Run, Stream
+from prm_jax.steps.prm import make_prefix_scores, make_prm_step
+from prm_jax.steps.state import adamw_cosine, new_state, scalar_params
+from prm_jax.types import LabelBatch, Problem
+
+THRESHOLD = 0.0  # a step whose score is below it counts as an error: halfway between the labels
+CALIBRATION_BINS = 10
+SCORING_ROWS = 128
+
+
+def prm(run: Run) -> None:
+    config = run.config.prm
+    responses = read_labels(run)
+    train = _training_responses(run, [r for r in responses if r.split == "train"])
+    problems = {problem.task_id: problem for problem in run.problems.train}
+    prompts = [run.prompt_ids(problems[r.task_id]) for r in train]
+    batches = Batches(
+        [len(prompt) + len(r.ids) for prompt, r in zip(prompts, train, strict=True)],
+        config.batch_size,
+        lambda epoch: run.order(Stream.PRM_ORDER, len(train), epoch),
+        run.config.seed,
+    )
+    tx = adamw_cosine(
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+    policy = run.restore_last("sft/policy", abstract_params(run.policy, run.mesh))
+    params = scalar_params(run.scalar, policy["trunk"], run.mesh, run.key(Stream.PRM_INIT))
+    state = new_state(params, tx, run.mesh)
+    step_fn = make_prm_step(run.scalar, tx, run.mesh, jax.tree.map(lambda x: x.sharding, state))
+
+    with (
+        Checkpoints(run.workdir / "prm/state", keep=1) as states,
+        Checkpoints(run.workdir / "prm/model") as models,
+    ):
+        start = states.steps()[-1] if states.steps() else 0
+        if start:
+            state = states.restore(start, state)
+        run.log.rewind("prm", start)
+        with Progress(config.steps, "prm", initial=start) as progress:
+            for step in range(start, config.steps):
+                index = batches[step]
+                batch = _batch(run, [prompts[i] for i in index], [train[i] for i in index])
+                state, metrics = step_fn(state, batch)
+                run.log.log("prm", step, metrics)
+                progress.update(**metrics)
+                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                    run.log.flush()
+                    states.save(step + 1, state)
+        run.log.flush()
+        models.save(config.steps, state.params)
+    quality = judge_prm(run, state.params, [r for r in responses if r.split == "validation"])
+    run.finish("prm", {"steps": config.steps, "responses": len(train), "quality": quality})
+
+
+def _training_responses(run: Run, train: list[LabelledResponse]) -> list[LabelledResponse]:
+    """The responses of `prm.selection` that have a line to learn from."""
+    kept = select(
+        np.array([ResponseClass[r.response_class.upper()] for r in train]),
+        [r.task_id for r in train],
+        run.config.prm.selection,
+    )
+    chosen = [r for r, keep in zip(train, kept, strict=True) if keep and len(r.steps.labels)]
+    if not chosen:
+        raise ConfigError(
+            f"prm.selection = {run.config.prm.selection!r} leaves none of {len(train)} labelled "
+            "responses: choose 'full', or raise label.prompts"
+        )
+    return chosen
+
+
+def _batch(run: Run, prompts: list[list[int]], responses: list[LabelledResponse]) -> LabelBatch:
+    tokens, valid = right_pad(
+        [prompt + list(r.ids) for prompt, r in zip(prompts, responses, strict=True)],
+        run.tokenizer.pad_id,
+    )
+    mask = np.zeros(tokens.shape, bool)
+    labels = np.zeros(tokens.shape, np.float32)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        columns = len(prompt) + np.array(response.end_token)
+        mask[row, columns] = loss_support(response.steps.labels, run.config.prm.loss_on)
+        labels[row, columns] = response.steps.labels
+    return LabelBatch(*jax.device_put((tokens, valid, mask, labels), batch_sharding(run.mesh)))
+
+
+def step_scores(
+    run: Run, params: Any, problems: list[Problem], responses: list[tuple[tuple[int, ...], Any]]
+) -> list[np.ndarray]:
+    """R at each step of each response, clipped to [-1, 1] as the reward clips it.
+
+    `responses` are (ids, end_token) pairs, one per problem.
+    """
+    shards = batch_shards(run.mesh)
+    n_rows = -(-SCORING_ROWS // shards) * shards
+    score = make_prefix_scores(run.scalar, run.mesh)
+    found: list[np.ndarray] = []
+    for begin in range(0, len(problems), n_rows):
+        prompts = [run.prompt_ids(problem) for problem in problems[begin : begin + n_rows]]
+        chunk = responses[begin : begin + n_rows]
+        rows = [prompt + list(ids) for prompt, (ids, _) in zip(prompts, chunk, strict=True)]
+        rows += [rows[-1]] * (n_rows - len(rows))
+        tokens, valid = right_pad(rows, run.tokenizer.pad_id)
+        scores = np.clip(np.asarray(score(params, tokens, valid)), -1, 1)
+        for row, (prompt, (_, end_token)) in enumerate(zip(prompts, chunk, strict=True)):
+            columns = len(prompt) + np.array(end_token, np.int64)
+            found.append(scores[row, columns])
+    return found
+
+
+def judge_prm(run: Run, params: Any, responses: list[LabelledResponse]) -> dict[str, Any]:
+    """How well the PRM finds errors in responses that it never saw, up to the first error.
+
+    AUC and calibration read the steps up to and including the first -1 (later steps are "already
+    dead" and flatter any model); neutral steps are left out. Undefined numbers are None.
+    """
+    by_id = {problem.task_id: problem for problem in run.problems.validation}
+    problems = [by_id[r.task_id] for r in responses]
+    scores = step_scores(run, params, problems, [(r.ids, r.end_token) for r in responses])
+    labels = [np.array(r.steps.labels, np.int64) for r in responses]
+    report = first_error_report(scores, labels, threshold=THRESHOLD)
+
+    counted = [loss_support(label, "first_error") & (label != 0) for label in labels]
+    flat_scores = np.concatenate([s[c] for s, c in zip(scores, counted, strict=True)])
+    flat_labels = np.concatenate([s[c] for s, c in zip(labels, counted, strict=True)])
+    sizes = [int(c.sum()) for c in counted]
+    by_problem = np.repeat([r.task_id for r in responses], sizes)
+    by_response = np.repeat(np.arange(len(responses)), sizes)
+    within_problem, _ = auc_within_groups(flat_scores, flat_labels, by_problem.tolist())
+    within_response, _ = auc_within_groups(flat_scores, flat_labels, by_response)
+    table = calibration(flat_scores, (flat_labels + 1) / 2, CALIBRATION_BINS)
+    return {
+        "n_responses": len(responses),
+        "auc_within_problem": or_none(within_problem),
+        "auc_within_response": or_none(within_response),
+        "first_error": {
+            "n_error": report.n_error,
+            "n_ok": report.n_ok,
+            "f1": or_none(report.f1),
+            "acc_error": or_none(report.acc_error),
+            "acc_ok": or_none(report.acc_ok),
+            "exact": or_none(report.exact),
+            "too_early": or_none(report.too_early),
+            "too_late": or_none(report.too_late),
+            "missed": or_none(report.missed),
+            "threshold": THRESHOLD,
+        },
+        "calibration": [
+            {
+                "low": float(table.low[i]),
+                "high": float(table.high[i]),
+                "mean_score": or_none(table.predicted[i]),
+                "success": or_none(table.observed[i]),
+                "n": int(table.count[i]),
+            }
+            for i in range(CALIBRATION_BINS)
+        ],
+        "ece": or_none(table.error),
+    }
+
+
+def or_none(value: float) -> float | None:
+    """JSON has no NaN: an undefined number is null."""
+    return None if math.isnan(value) else float(value)

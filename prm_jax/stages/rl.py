@@ -1,0 +1,215 @@
+"""Stages `rl` and `rl_prm`: PPO from the SFT policy, on unit tests alone and with the PRM.
+
+Both are one loop: sample, judge, score, reward, update. `rl` leaves evenly spaced checkpoints of
+the policy (`rl/policy`), which the label stage asks for responses. `rl_prm` is the 2 x 2 of
+DenseReward (`dense.enabled`) and ValueInit (`value_init`).
+"""
+
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import numpy as np
+
+from prm_jax.checkpoint import Checkpoints
+from prm_jax.metrics import Progress
+from prm_jax.rl.lines import line_end_mask, split_lines
+from prm_jax.sharding import abstract_params, batch_sharding
+from prm_jax.stages.attempts import completion_ids, left_pad
+from prm_jax.stages.run import Run, Stream, take_cycled
+from prm_jax.steps.ppo import make_experience, make_recalibration, make_score, make_update
+from prm_jax.steps.sample import make_sampler
+from prm_jax.steps.state import adam, new_state, scalar_params
+from prm_jax.types import Problem, Rollout, Samples, TrainState, Verdict
+
+
+def rl(run: Run) -> None:
+    """PPO on unit tests: the baseline."""
+    _ppo(run, "rl", prm=None)
+
+
+def rl_prm(run: Run) -> None:
+    """PPO with the PRM, as a dense reward and/or as the critic's start."""
+    like = abstract_params(run.scalar, run.mesh)
+    _ppo(run, "rl_prm", prm=run.restore_last("prm/model", like))
+
+
+def evenly_spaced(steps: int, n: int) -> list[int]:
+    """n steps over a run, the last one included: steps * i / n, rounded."""
+    return [round(steps * (i + 1) / n) for i in range(n)]
+
+
+def _ppo(run: Run, stage: str, prm: Any | None) -> None:
+    config = run.config.ppo
+    reference = run.restore_last("sft/policy", abstract_params(run.policy, run.mesh))
+    rollouts = _Rollouts(run)
+
+    policy_tx = adam(learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm)
+    critic_tx = adam(learning_rate=config.critic_learning_rate, max_grad_norm=config.max_grad_norm)
+    policy = new_state(reference, policy_tx, run.mesh)
+    if prm is not None and run.config.value_init:
+        critic_params = _recalibrated(run, rollouts, reference, prm)
+    else:
+        critic_params = scalar_params(
+            run.scalar, reference["trunk"], run.mesh, run.key(Stream.CRITIC_INIT)
+        )
+    critic = new_state(critic_params, critic_tx, run.mesh)
+
+    dense_prm = prm if prm is not None and run.config.dense.enabled else None
+    score = make_score(
+        run.policy,
+        run.scalar,
+        run.mesh,
+        prompt_tokens=rollouts.width,
+        temperature=config.temperature,
+    )
+    experience = make_experience(
+        run.mesh,
+        lam_fail=run.config.dense.lam_fail if dense_prm is not None else 0.0,
+        lam_pass=run.config.dense.lam_pass if dense_prm is not None else 0.0,
+        kl_coef=config.kl_coef,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    update = make_update(
+        run.policy,
+        run.scalar,
+        policy_tx,
+        critic_tx,
+        run.mesh,
+        jax.tree.map(lambda x: x.sharding, policy),
+        jax.tree.map(lambda x: x.sharding, critic),
+        prompt_tokens=rollouts.width,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        temperature=config.temperature,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        value_clip=config.value_clip,
+    )
+    kept = evenly_spaced(config.steps, run.config.label.checkpoints)
+
+    with (
+        Checkpoints(run.workdir / stage / "state", keep=1) as states,
+        Checkpoints(run.workdir / stage / "policy") as policies,
+    ):
+        start = states.steps()[-1] if states.steps() else 0
+        if start:
+            policy, critic = states.restore(start, (policy, critic))
+        run.log.rewind(stage, start)
+        with Progress(config.steps, stage, initial=start) as progress:
+            for step in range(start, config.steps):
+                begun_s = time.perf_counter()
+                problems, samples = rollouts.sample(policy.params, step)
+                completions = completion_ids(samples)
+                sampled_s = time.perf_counter()
+                verdicts = rollouts.judge(problems, completions)
+                ref_logp, values, scores = score(reference, critic.params, dense_prm, samples)
+                passed = np.array([v.result().passed for v in verdicts], np.float32)
+                judged_s = time.perf_counter()
+                rollout = rollouts.assemble(samples, completions, passed, ref_logp, values, scores)
+                batch, reward_metrics = experience(rollout)
+                policy, critic, update_metrics = update(
+                    policy, critic, batch, run.key(Stream.RL_SHUFFLE, step)
+                )
+                run.log.log(
+                    stage,
+                    step,
+                    reward_metrics
+                    | update_metrics
+                    | {
+                        "rollout/pass_rate": passed.mean(),
+                        "time/sample_s": sampled_s - begun_s,
+                        "time/judge_and_score_s": judged_s - sampled_s,
+                    },
+                )
+                progress.update(**{"pass_rate": passed.mean()})
+                done = step + 1
+                if done in kept:
+                    policies.save(done, policy.params)
+                if done % config.checkpoint_every == 0 and done < config.steps:
+                    run.log.flush()
+                    states.save(done, (policy, critic))
+        run.log.flush()
+    generated = config.steps * config.rollouts
+    run.finish(stage, {"steps": config.steps, "programs_generated": generated})
+
+
+class _Rollouts:
+    """Samples a step's rollout from training prompts, judges it, and lays it on the grid."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        config = run.config.ppo
+        self._prompts = [run.prompt_ids(problem) for problem in run.problems.train]
+        # All steps share one width, so that each program is compiled once.
+        self.width = -(-max(len(ids) for ids in self._prompts) // 8) * 8
+        self._sampler = make_sampler(
+            run.policy,
+            run.mesh,
+            completion_tokens=run.config.max_completion_tokens,
+            samples_per_prompt=config.samples_per_prompt,
+            temperature=config.temperature,
+            eos_id=run.tokenizer.eos_id,
+        )
+
+    def sample(
+        self, params: Any, step: int, stream: Stream = Stream.RL_SAMPLE
+    ) -> tuple[list[Problem], Samples]:
+        """The rollout of a step: one problem per row, and the samples on the device."""
+        run, config = self._run, self._run.config.ppo
+        n = config.rollouts // config.samples_per_prompt
+        index = take_cycled(
+            lambda epoch: run.order(Stream.RL_ORDER, len(self._prompts), epoch),
+            len(self._prompts),
+            start=step * n,
+            count=n,
+        )
+        tokens, valid = left_pad(
+            [self._prompts[i] for i in index], self.width, run.tokenizer.pad_id
+        )
+        budget = np.full(n, run.config.max_completion_tokens, np.int32)
+        samples = self._sampler(params, tokens, valid, budget, run.key(stream, step))
+        rows = np.repeat(index, config.samples_per_prompt)
+        return [run.problems.train[int(i)] for i in rows], samples
+
+    def judge(
+        self, problems: list[Problem], completions: list[tuple[int, ...]]
+    ) -> list[Future[Verdict]]:
+        return [
+            self._run.judge(problem, self._run.tokenizer.decode(ids))
+            for problem, ids in zip(problems, completions, strict=True)
+        ]
+
+    def assemble(self, samples, completions, passed, ref_logp, values, scores) -> Rollout:
+        line_end = np.zeros(samples.tokens.shape, bool)
+        for row, ids in enumerate(completions):
+            lines = split_lines(self._run.tokenizer.pieces(ids))
+            line_end[row, self.width : self.width + len(ids)] = line_end_mask(lines, len(ids))
+        line_end, outcome = jax.device_put((line_end, passed), batch_sharding(self._run.mesh))
+        return Rollout(
+            tokens=samples.tokens,
+            valid=samples.valid,
+            completion_mask=samples.completion_mask,
+            line_end=line_end,
+            logp=samples.logp,
+            ref_logp=ref_logp,
+            values=values,
+            prm_scores=scores,
+            outcome=outcome,
+        )
+
+
+def _recalibrated(run: Run, rollouts: _Rollouts, policy_params: Any, prm: Any) -> Any:
+    """The PRM's parameters with its head brought to the scale of returns, on one rollout."""
+    problems, samples = rollouts.sample(policy_params, 0, stream=Stream.RECALIBRATE)
+    completions = completion_ids(samples)
+    verdicts = rollouts.judge(problems, completions)
+    passed = np.array([v.result().passed for v in verdicts], np.float32)
+    unused = samples.logp
+    rollout = rollouts.assemble(samples, completions, passed, unused, unused, unused)
+    recalibration = make_recalibration(run.scalar, run.mesh, gamma=run.config.ppo.gamma)
+    scale, shift = recalibration(prm, rollout)
+    head = {"kernel": prm["head"]["kernel"] * scale, "bias": prm["head"]["bias"] * scale + shift}
+    return prm | {"head": head}

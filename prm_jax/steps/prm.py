@@ -1,0 +1,52 @@
+"""The process reward model: one compiled step of regression on line labels, and its scores."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from prm_jax.model.heads import ScalarModel
+from prm_jax.model.score import prefix_scores
+from prm_jax.rl.losses import prm_loss
+from prm_jax.sharding import batch_sharding, replicated
+from prm_jax.steps.state import apply_gradients
+from prm_jax.types import LabelBatch, TrainState
+
+PRMStep = Callable[[TrainState, LabelBatch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_prm_step(
+    model: ScalarModel, tx: optax.GradientTransformation, mesh: Mesh, shardings: TrainState
+) -> PRMStep:
+    """A jitted `(state, batch) -> (state, metrics)` that donates the state.
+
+    The loss is the mean over labelled prefixes of (R(x, y<=m) - l_m)^2 (paper, section 3.2).
+    """
+
+    def loss(params, batch: LabelBatch):
+        scores = prefix_scores(model, params, batch.tokens, batch.valid)
+        return prm_loss(scores, batch.labels, batch.mask)
+
+    def step(state: TrainState, batch: LabelBatch):
+        value, grads = jax.value_and_grad(loss)(state.params, batch)
+        state, grad_norm = apply_gradients(state, grads, tx)
+        return state, {"prm/loss": value, "prm/grad_norm": grad_norm}
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_prefix_scores(model: ScalarModel, mesh: Mesh) -> Callable[[Any, Any, Any], jax.Array]:
+    """A jitted `(params, tokens [B,T], valid [B,T]) -> scores [B,T]`."""
+    rows = batch_sharding(mesh)
+    return jax.jit(
+        lambda params, tokens, valid: prefix_scores(model, params, tokens, valid),
+        in_shardings=(None, rows, rows),
+        out_shardings=rows,
+    )

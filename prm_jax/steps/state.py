@@ -1,0 +1,70 @@
+"""Train states: parameters, optimizer state and step counter of one model, made sharded."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from prm_jax import sharding
+from prm_jax.model.heads import ScalarModel
+from prm_jax.types import TrainState
+
+
+def adamw_cosine(
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    weight_decay: float,
+    max_grad_norm: float,
+) -> optax.GradientTransformation:
+    """AdamW behind a global-norm clip; the rate rises linearly and falls on a cosine to a tenth."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=learning_rate,
+        warmup_steps=min(warmup_steps, steps - 1),
+        decay_steps=steps,
+        end_value=0.1 * learning_rate,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm),
+        optax.adamw(schedule, b2=0.98, weight_decay=weight_decay),
+    )
+
+
+def adam(*, learning_rate: float, max_grad_norm: float) -> optax.GradientTransformation:
+    """Adam at a constant rate behind a global-norm clip."""
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
+
+
+def new_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A state at step 0 that owns copies of `params`: the caller's buffers are never donated."""
+    return jax.jit(
+        lambda p: TrainState(step=jnp.int32(0), params=p, opt_state=tx.init(p)),
+        out_shardings=state_shardings(params, tx, mesh),
+    )(jax.tree.map(jnp.copy, params))
+
+
+def state_shardings(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The shardings of a train state: moments lie as their parameters, scalars on every device."""
+    return TrainState(
+        step=sharding.replicated(mesh),  # type: ignore[arg-type]
+        params=jax.tree.map(lambda x: x.sharding, params),
+        opt_state=sharding.optimizer_shardings(tx, params, mesh),
+    )
+
+
+def scalar_params(scalar: ScalarModel, trunk: Any, mesh: Mesh, key: jax.Array) -> Any:
+    """Parameters of a critic or a PRM: a copy of `trunk` and a fresh head."""
+    return sharding.init_params(scalar, mesh, key) | {"trunk": jax.tree.map(jnp.copy, trunk)}
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, tx: optax.GradientTransformation
+) -> tuple[TrainState, jax.Array]:
+    """The state after one optimizer step, and the global norm of the gradients before the clip."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), optax.tree.norm(grads)

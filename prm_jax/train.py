@@ -1,0 +1,277 @@
+"""The whole method from one command: SFT, PPO, line labels, PRM, PPO with the PRM, evaluation.
+
+    python -m prm_jax.train                                        # configs/tiny.py, on a laptop
+    python -m prm_jax.train --config configs/X.py --workdir runs/X --ppo.clip-low=0.1
+
+Each stage leaves its results in the workdir. The same command again goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from prm_jax import __version__
+from prm_jax.config import Config, ConfigError, differences, load_config
+from prm_jax.metrics import MetricsLog, duration
+from prm_jax.model.heads import PolicyModel, ScalarModel
+from prm_jax.problems import load_problems
+from prm_jax.report import write_report
+from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
+from prm_jax.sharding import abstract_params, batch_shards, make_mesh, parameter_table
+from prm_jax.stages.evaluate import evaluate
+from prm_jax.stages.label import label
+from prm_jax.stages.prm import prm
+from prm_jax.stages.rl import rl, rl_prm
+from prm_jax.stages.run import Run, write_atomically
+from prm_jax.stages.sft import sft
+from prm_jax.tokenizer import Tokenizer
+
+STAGES = ("sft", "rl", "label", "prm", "rl_prm", "evaluate", "report")
+NEEDS = {
+    "sft": (),
+    "rl": ("sft",),
+    "label": ("rl",),
+    "prm": ("label",),
+    "rl_prm": ("prm",),
+    "evaluate": ("sft",),
+    "report": (),
+}
+# Settings that say where a run computes, not what: a workdir may be gone on with under others.
+FREE_SETTINGS = ("mesh", "sandbox")
+DEFAULT_CONFIG = Path("configs/tiny.py")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "tokenizers",
+    "numpy",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Trains a policy for code with process supervision, stage by stage.
+
+    Stages: sft (imitate solutions), rl (PPO on unit tests), label (which line broke a program,
+    found by execution), prm (the process reward model), rl_prm (PPO with it), evaluate (held-out
+    problems, results.json), report (report.html). What is finished is not done again.
+    """
+
+    config_file: Annotated[Path, tyro.conf.arg(name="config")]
+    """The config file; its fields are the options below."""
+    workdir: Path
+    """Where the run keeps everything; the default is runs/<name of the config>."""
+    stages: str
+    """Which stages to run, separated by commas; they always run in the order above."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Arguments with the config file's values as defaults, so that overrides win over the file.
+
+    Raises ConfigError for a bad config file or value; exits with 2 on an unknown option.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    path = first.parse_known_args(argv)[0].config
+    if path is None:
+        beside_package = Path(__file__).parents[1] / DEFAULT_CONFIG
+        path = DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else beside_package
+    default = Arguments(
+        config_file=path,
+        workdir=Path("runs") / path.stem,
+        stages=",".join(STAGES),
+        config=load_config(path),
+    )
+    return tyro.cli(Arguments, args=list(argv), default=default, prog="python -m prm_jax.train")
+
+
+def parse_stages(text: str) -> list[str]:
+    """Stage names in running order; raises ConfigError for an unknown one."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in STAGES:
+            near = difflib.get_close_matches(name, STAGES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"--stages = {name!r} is not a stage{hint}. The stages are {', '.join(STAGES)}"
+            )
+    if not names:
+        raise ConfigError(f"--stages = {text!r} names no stage: choose from {', '.join(STAGES)}")
+    return [stage for stage in STAGES if stage in names]
+
+
+def check_order(stages: Sequence[str], workdir: Path) -> None:
+    """Raises ConfigError if a stage needs another that is neither finished nor asked for."""
+    for stage in stages:
+        for needed in NEEDS[stage]:
+            if needed not in stages and not (workdir / needed / "done.json").exists():
+                raise ConfigError(
+                    f"--stages: {stage!r} needs {needed!r}, which is not finished in {workdir}; "
+                    f"add it: --stages {needed},{','.join(stages)}"
+                )
+
+
+def open_workdir(workdir: Path, config: Config) -> None:
+    """Writes config and versions, or checks that the workdir's own config is this one.
+
+    Raises ConfigError naming the fields that differ: a run goes on with the settings it began with.
+    """
+    resolved = dataclasses.asdict(config)
+    resolved = json.loads(json.dumps(resolved))  # tuples become lists, as in the file
+    path = workdir / "config.json"
+    if path.exists():
+        changed = [
+            line
+            for line in differences(json.loads(path.read_text()), resolved)
+            if not line.startswith(tuple(f"{name}." for name in FREE_SETTINGS))
+        ]
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nuse another --workdir, or the settings that it began with"
+            )
+        return
+    versions = {name: version(name) for name in PACKAGES}
+    versions |= {
+        "prm_jax": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    write_atomically(workdir / "versions.json", json.dumps(versions, indent=2))
+    write_atomically(path, json.dumps(resolved, indent=2))
+
+
+def check_fit(run: Run) -> None:
+    """Raises ConfigError for what only the data or the devices can tell, before any work."""
+    config, shards = run.config, batch_shards(run.mesh)
+    sets = run.problems
+    longest = max(
+        len(run.prompt_ids(problem))
+        for problems in (sets.train, sets.validation, sets.test, sets.test_long)
+        for problem in problems
+    )
+    if longest > config.max_prompt_tokens:
+        raise ConfigError(
+            f"max_prompt_tokens = {config.max_prompt_tokens} is not allowed: the longest prompt "
+            f"has {longest} tokens"
+        )
+    for name, rows in (
+        ("sft.batch_size", config.sft.batch_size),
+        ("prm.batch_size", config.prm.batch_size),
+        ("ppo.rollouts / ppo.minibatches", config.ppo.rollouts // config.ppo.minibatches),
+        (
+            "ppo.rollouts / ppo.samples_per_prompt",
+            config.ppo.rollouts // config.ppo.samples_per_prompt,
+        ),
+    ):
+        if rows % shards:
+            raise ConfigError(
+                f"{name} = {rows} is not allowed: it must be a multiple of the {shards} devices "
+                "on the mesh axes data and fsdp"
+            )
+
+
+def load_tokenizer(config: Config, workdir: Path, pairs: Sequence[tuple[str, str]]) -> Tokenizer:
+    """The tokenizer of the config, or a BPE trained on the SFT pairs once per workdir."""
+    if config.tokenizer.path:
+        return Tokenizer.load(Path(config.tokenizer.path), config.tokenizer.eos)
+    path = workdir / "tokenizer.json"
+    if path.exists():
+        return Tokenizer.load(path)
+    texts = [text for pair in pairs for text in pair]
+    return Tokenizer.train(texts, config.tokenizer.vocab_size, path)
+
+
+def run_stages(arguments: Arguments) -> None:
+    config, workdir = arguments.config, arguments.workdir
+    stages = parse_stages(arguments.stages)
+    check_order(stages, workdir)
+    open_workdir(workdir, config)
+    say(f"prm_jax: {arguments.config_file} in {workdir}, seed {config.seed}, stages {stages}")
+
+    sandbox_config = config.sandbox
+    # The sandbox starts its processes first: JAX's threads must never be forked.
+    with (
+        Sandbox(jobs=sandbox_config.jobs, min_tier=sandbox_config.min_tier) as sandbox,
+        MetricsLog(workdir) as log,
+    ):
+        mesh = make_mesh(config.mesh)
+        say(f"sandbox tier {sandbox.tier}; {len(jax.devices())} device(s), mesh {dict(mesh.shape)}")
+        problems = load_problems(config.problems, workdir / "problems", sandbox_config.limits())
+        tokenizer = load_tokenizer(config, workdir, problems.sft)
+        run = Run(
+            config=config,
+            workdir=workdir,
+            mesh=mesh,
+            tokenizer=tokenizer,
+            problems=problems,
+            sandbox=sandbox,
+            log=log,
+            policy=PolicyModel(config.model, tokenizer.vocab_size, tokenizer.pad_id),
+            scalar=ScalarModel(config.model, tokenizer.vocab_size),
+        )
+        check_fit(run)
+        table = parameter_table(abstract_params(run.policy, mesh))
+        write_atomically(workdir / "parameters.txt", table + "\n")
+        say(
+            f"policy: {table.splitlines()[-1].strip()} bytes in all, per device ({workdir}/parameters.txt)"
+        )
+
+        with jax.set_mesh(mesh):
+            for stage in stages:
+                _run_stage(stage, run)
+
+
+def _run_stage(stage: str, run: Run) -> None:
+    if stage not in ("report", "evaluate") and run.done(stage) is not None:
+        say(f"{stage}: finished before")
+        return
+    begun_s = time.perf_counter()
+    match stage:
+        case "sft":
+            sft(run)
+        case "rl":
+            rl(run)
+        case "label":
+            label(run)
+        case "prm":
+            prm(run)
+        case "rl_prm":
+            rl_prm(run)
+        case "evaluate":
+            evaluate(run)
+        case "report":
+            say(f"report: open {write_report(run.workdir)}")
+    say(f"{stage}: done in {duration(time.perf_counter() - begun_s)}")
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error as the progress lines are."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        run_stages(parse(sys.argv[1:] if argv is None else argv))
+    except (ConfigError, SandboxRefused) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SandboxError as error:
+        print(f"error: {error}\nrun the same command again to go on", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

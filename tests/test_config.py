@@ -1,0 +1,80 @@
+"""Settings are refused when they are made, and say which field, which value, what is allowed."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from prm_jax.config import (
+    Config,
+    ConfigError,
+    DenseConfig,
+    LabelConfig,
+    MeshConfig,
+    ModelConfig,
+    PPOConfig,
+    ProblemsConfig,
+    differences,
+    load_config,
+    to_json,
+)
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: PPOConfig(clip_low=-0.1), "ppo.clip_low = -0.1"),
+        (lambda: PPOConfig(learning_rate=0.0), "ppo.learning_rate = 0.0"),
+        (lambda: PPOConfig(gamma=1.5), "ppo.gamma = 1.5"),
+        (lambda: PPOConfig(rollouts=100, minibatches=3), "ppo.rollouts = 100"),
+        (lambda: ModelConfig(heads=3, kv_heads=2), "model.kv_heads = 2"),
+        (lambda: ModelConfig(head_dim=7), "model.head_dim = 7"),
+        (lambda: MeshConfig(data=-1, fsdp=-1), "at most one axis"),
+        (lambda: LabelConfig(samples_per_prefix=10, wave=4), "label.wave = 4"),
+        (lambda: ProblemsConfig(long_horizons=(7, 9)), "problems.long_horizons"),
+        (lambda: Config(ppo=PPOConfig(steps=2)), "label.checkpoints = 4"),
+    ],
+)
+def test_refusals_name_field_and_value(make, said):
+    with pytest.raises(ConfigError, match="is not allowed|must be") as error:
+        make()
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("fail", "passing"), [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0), (0.6, 0.45)])
+def test_weights_that_could_rank_a_failing_program_first_need_the_named_switch(fail, passing):
+    with pytest.raises(ConfigError, match="allow_rank_inversion"):
+        DenseConfig(lam_fail=fail, lam_pass=passing)
+    DenseConfig(lam_fail=fail, lam_pass=passing, allow_rank_inversion=True)
+
+
+def test_weights_below_the_bound_are_accepted():
+    DenseConfig(lam_fail=0.25, lam_pass=0.025)  # the paper's
+    DenseConfig(lam_fail=0.5, lam_pass=0.49)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_file_loads_and_is_json(path):
+    config = load_config(path)
+    assert json.loads(to_json(config))["seed"] == config.seed
+
+
+def test_a_mistyped_config_path_gets_a_suggestion(tmp_path):
+    (tmp_path / "small.py").write_text("")
+    with pytest.raises(ConfigError, match="did you mean .*small.py"):
+        load_config(tmp_path / "smal.py")
+
+
+def test_a_config_file_without_get_config_is_refused(tmp_path):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="get_config"):
+        load_config(tmp_path / "empty.py")
+
+
+def test_differences_name_nested_fields():
+    old = dataclasses.asdict(Config())
+    new = dataclasses.asdict(Config(seed=3, ppo=PPOConfig(clip_low=0.1)))
+    assert differences(old, new) == ["ppo.clip_low: 0.2 -> 0.1", "seed: 0 -> 3"]

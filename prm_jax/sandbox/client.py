@@ -231,39 +231,37 @@ class Sandbox:
             buffer += data
             bodies, used = frames.split(buffer)
             del buffer[:used]
-            fatal = ""
             for body in bodies:
                 message = frames.unpack(body)
                 if "verdict" in message:
                     verdict = Verdict(tier=self.tier, **message["verdict"])
                     self._settle(message["id"], verdict)
-                elif "error" in message:
-                    self._settle(message["id"], None, message["error"])
                 else:
-                    fatal = message["fatal"]
-            if not data or fatal:
+                    self._settle(message["id"], None, message["error"])
+            if not data:
                 buffer.clear()
-                if not self._restart(fatal):
+                if not self._restart():
                     return
 
-    def _restart(self, fatal: str) -> bool:
+    def _restart(self) -> bool:
         """Replace a broker that is gone; False if this is the end of the sandbox."""
         with self._lock:
             closed = self._closed
-        if not closed and not fatal:
+        trouble = "the sandbox was closed" if closed else ""
+        if not closed:
             with self._sending:
                 self._socket.close()
                 self._process.wait()
                 try:
                     self._start()
                 except SandboxError as error:
-                    fatal = str(error)
-        if closed or fatal:
+                    trouble = str(error)
+        if trouble:
             with self._lock:
                 self._closed = True
                 numbers = list(self._open)
             for number in numbers:
-                self._settle(number, None, fatal or "the sandbox was closed")
+                self._settle(number, None, trouble)
             return False
         with self._lock:
             again = list(self._open.items())

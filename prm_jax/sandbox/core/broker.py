@@ -60,7 +60,7 @@ class Broker:
         self._owner: dict[Zygote, Job] = {}
         self._groups: list[cgroup.Group] = []
         self._slot = 0
-        self._start_failures = 0
+        self._failures = {False: 0, True: 0}  # zygotes that did not start, in a row, by kind
         client.setblocking(False)
         self._selector.register(client, selectors.EVENT_READ, None)
 
@@ -158,7 +158,7 @@ class Broker:
 
     def _acquire(self, job: Job, lacking: dict[bool, int]) -> bool:
         """Start the children that the job wants, if there are zygotes for all of them."""
-        numpy = job.wanted[0].numpy and bool(self._setting.numpy_folders)
+        numpy = self._numpy(job)
         if job.zygote:
             found = [job.zygote]
         else:
@@ -282,7 +282,7 @@ class Broker:
         try:
             zygote = Zygote(self._setting, numpy, self._slot)
         except OSError as error:
-            self._count_start_failure(str(error))
+            self._count_failure(numpy, str(error))
             return
         if zygote.group:
             self._groups.append(zygote.group)
@@ -306,20 +306,28 @@ class Broker:
         following = tests.index((job.request, job.expected)) + 1
         if following == len(tests):
             zygote.checked = time.monotonic()
-            self._start_failures = 0
+            self._failures[zygote.numpy] = 0
         else:
             request, expected = tests[following]
             self._begin(Job(0, request, zygote=zygote, expected=expected))
 
     def _lost(self, zygote: Zygote, reason: str) -> None:
         if not zygote.checked:
-            self._count_start_failure(reason)
+            self._count_failure(zygote.numpy, reason)
         self._drop(zygote)
 
-    def _count_start_failure(self, reason: str) -> None:
-        self._start_failures += 1
-        if self._start_failures >= _MAX_START_FAILURES:
-            raise Infrastructure(f"zygotes cannot be started any more: {reason}")
+    def _count_failure(self, numpy: bool, reason: str) -> None:
+        """Give up the jobs that wait for zygotes which do not start."""
+        self._failures[numpy] += 1
+        if self._failures[numpy] < _MAX_START_FAILURES:
+            return
+        text = f"zygotes{' with NumPy' if numpy else ''} cannot be started: {reason}"
+        for job in [j for j in self._starting if not j.zygote and self._numpy(j) == numpy]:
+            self._starting.remove(job)
+            self._finish(job, {"id": job.id, "error": text})
+
+    def _numpy(self, job: Job) -> bool:
+        return job.wanted[0].numpy and bool(self._setting.numpy_folders)
 
     def _drop(self, zygote: Zygote) -> None:
         if zygote in self._zygotes:
@@ -436,8 +444,6 @@ def main() -> None:
         broker.adopt(zygote)
         try:
             broker.serve()
-        except Infrastructure as error:
-            frames.write(client.fileno(), {"fatal": str(error)})
         finally:
             broker.close()
 

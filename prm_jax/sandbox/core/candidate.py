@@ -4,6 +4,7 @@ Arguments and results cross as values. Arguments that the program changed are se
 that are no values stay here, and the test code gets a handle to call or to ask for attributes.
 """
 
+import builtins
 from typing import Any
 
 from . import child, frames, values
@@ -24,7 +25,7 @@ def serve(job: dict[str, Any], requests: int, responses: int, out: int) -> int:
         try:
             response = desk.answer(*request)
         except BaseException as error:
-            response = ["x", _builtin_name(error), *child.report(error)]
+            response = ["x", _builtin_name(error), child.text_of(error), *child.report(error)]
         frames.write(responses, response)
 
 
@@ -69,8 +70,6 @@ def _is_mutable(value: Any) -> bool:
 
 
 def _builtin_name(error: BaseException) -> str:
-    import builtins
-
     for kind in type(error).__mro__:
         if getattr(builtins, kind.__name__, None) is kind:
             return kind.__name__

@@ -5,6 +5,7 @@ verdict: it sends values, and the broker, which alone knows the expected ones, c
 outcome that it reports itself is one that does not pass.
 """
 
+import _sitebuiltins
 import atexit
 import builtins
 import errno
@@ -21,6 +22,7 @@ from . import frames, values
 
 _MAX_MESSAGE = 500
 _PROGRAM_FILE = "<program>"
+_THREAD_STACK_BYTES, _MAX_THREAD_STACK_BYTES = 8 << 20, 64 << 20
 
 
 def load_job(fd: int) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def report(error: BaseException) -> tuple[str, str]:
             status = "memory"
         elif issubclass(kind, PermissionError) and error.errno in (errno.EPERM, errno.EACCES):  # type: ignore[attr-defined]
             status = "forbidden"
-        return status, f"{values.type_name(error)}: {_text(error)}{_place(error)}"
+        return status, f"{values.type_name(error)}: {text_of(error)}{_place(error)}"
     except BaseException:
         return "error", "an error that cannot be shown"
 
@@ -124,7 +126,8 @@ def give_back_memory() -> None:
         resource.setrlimit(kind, (hard, hard))
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """Its `str`, cut and printable. Never raises."""
     try:
         return str(error)[:_MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
     except BaseException:
@@ -140,10 +143,17 @@ def _place(error: BaseException) -> str:
     return f" (line {lines[-1]})" if lines else ""
 
 
-def add_site_builtins() -> None:
-    """`exit` and `quit`, which programs use and an interpreter without `site` lacks."""
-    import _sitebuiltins
-
+def prepare_interpreter() -> None:
+    """Make this interpreter what programs expect of one; once, in the zygote."""
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")  # type: ignore[assignment]
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")  # type: ignore[assignment]
     builtins.help = _sitebuiltins._Helper()  # type: ignore[assignment]
+    # The stack limit, which is high for deep recursion, would be the size of every thread's stack
+    # and count as data; contest programs ask for more than their memory limit on principle.
+    set_size = threading.stack_size
+    set_size(_THREAD_STACK_BYTES)
+
+    def stack_size(size: int = 0) -> int:
+        return set_size(min(size, _MAX_THREAD_STACK_BYTES))
+
+    threading.stack_size = stack_size

@@ -26,6 +26,7 @@ _ZYGOTE_SHARE_BYTES = 192 * _MIB  # of a cgroup's limit: the zygote and what a c
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
     "TZ": "UTC", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",  # each reserves 64 MiB of a program's address space
 }  # fmt: skip
 
 

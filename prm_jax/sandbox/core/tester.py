@@ -61,8 +61,18 @@ def _resolve(names: dict[str, str], namespace: dict[str, Any], link: "_Link") ->
         else:
             try:
                 namespace[name] = link.ask("get", expression)
-            except Exception:
-                continue  # the tests that use it fail with a NameError
+            except Exception as error:
+                namespace[name] = _Missing(f"the program has no {expression}: {error}")
+
+
+class _Missing:
+    """Stands for a function that the program does not define: calling it raises NameError."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise NameError(self._text)
 
 
 class _Link:
@@ -101,12 +111,13 @@ class _Link:
             raise values.Malformed("unknown tag")
         return Remote(self, data[1], str(data[2])[:80])
 
-    def _error(self, kind: str, status: str, message: str) -> Exception:
+    def _error(self, kind: str, text: str, status: str, message: str) -> Exception:
+        """The built-in exception that the program raised, to be raised here."""
         found = getattr(builtins, str(kind), None)
         error: Exception = RuntimeError(message)
         if isinstance(found, type) and issubclass(found, Exception) and found not in _SILENT:
             try:
-                error = found(message)
+                error = found(text)
             except TypeError:
                 pass  # one of the few that need more arguments
         self._last = (error, str(status), str(message))

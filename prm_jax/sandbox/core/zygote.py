@@ -63,7 +63,7 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Callable[[], Non
     for name in _PRELOADED:
         importlib.import_module(name)
     _preload_packages(config["packages"])
-    child.add_site_builtins()
+    child.prepare_interpreter()
     os.umask(0o022)
     if "namespaces" in layers:
         with _named("namespaces"):
@@ -92,7 +92,9 @@ def _named(layer: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{layer}: {error.strerror or error} {error.filename or ''}") from error
+        raise OSError(
+            error.errno, f"{layer}: {error.strerror or error} {error.filename or ''}"
+        ) from error
 
 
 def _send_self(control: socket.socket) -> None:
@@ -104,6 +106,8 @@ def _send_self(control: socket.socket) -> None:
 def _preload_packages(folders: list[str]) -> None:
     """Import packages from where they are, without the rest of their site-packages."""
     for folder in folders:
+        if not os.path.exists(os.path.join(folder, "__init__.py")):
+            continue  # shared libraries of a package
         sys.path.append(os.path.dirname(folder))
         try:
             importlib.import_module(os.path.basename(folder))

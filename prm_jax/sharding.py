@@ -8,7 +8,7 @@ replicated unless a table says so.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from prm_jax.config import ConfigError, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
-Rules = Mapping[str, str | tuple[str, ...] | None]
+Rules: TypeAlias = Mapping[str, str | tuple[str, ...] | None]
 
 PARAM_RULES: Rules = {
     "vocab": "tensor",
@@ -47,7 +47,7 @@ class ShardingError(ValueError):
     """An array cannot be laid over the mesh; names the array, the dimension and the axis."""
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh (data, fsdp, tensor) over all `devices`; raises ConfigError if they do not fit."""
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in AXES}

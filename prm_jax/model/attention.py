@@ -15,15 +15,19 @@ MASKED = -1e30
 
 
 def rotary_angles(
-    positions: Int[Array, "B T"], head_dim: int, theta: float
+    positions: Int[Array, "B T"], limit: int, head_dim: int, theta: float
 ) -> tuple[Float[Array, "B 1 T half"], Float[Array, "B 1 T half"]]:
     """Cosine and sine of position * theta^(-2i / head_dim), float32 (RoPE, arXiv 2104.09864).
 
-    float32 because bfloat16 rounds position 257 to 256, and sin(257) is far from sin(256).
+    Positions are below `limit`. float32 because bfloat16 rounds position 257 to 256, and sin(257)
+    is far from sin(256).
     """
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions[:, None, :, None].astype(jnp.float32) * theta**-exponent
-    return jnp.cos(angles), jnp.sin(angles)
+    angles = jnp.arange(limit, dtype=jnp.float32)[:, None] * theta**-exponent
+    # Looked up: computed per token, XLA would fuse the cosines into each of their uses and
+    # compute them again there, a tenth of a gradient at the tiny size.
+    cos, sin = jnp.cos(angles)[positions], jnp.sin(angles)[positions]
+    return cos[:, None], sin[:, None]
 
 
 def rotate(
@@ -77,6 +81,11 @@ class Cache:
     prompt_valid: Bool[Array, "N P"]
     completion: tuple[KeyValue, ...]  # [N * K, kv_heads, C, head_dim]
     length: Int[Array, ""]  # tokens of the completions read so far
+
+    @property
+    def slots(self) -> int:
+        """Tokens that one row can hold."""
+        return self.prompt_valid.shape[1] + self.completion[0][0].shape[2]
 
     def positions(self) -> Int[Array, "B 1"]:
         """Of the token that is read next, one for each completion."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prm_jax.config import ModelConfig
 from prm_jax.model.attention import MASKED, Cache, KeyValue
-from prm_jax.model.transformer import Transformer, kernel_init
+from prm_jax.model.transformer import Transformer, kernel_init, named_axes
 from prm_jax.sharding import constrain
 
 
@@ -26,7 +26,7 @@ class PolicyModel(nn.Module):
     def setup(self):
         self.trunk = Transformer(self.config, self.vocab_size)
         if not self.config.tied_embeddings:
-            init = nn.with_logical_partitioning(kernel_init(self.config.embed), ("embed", "vocab"))
+            init = named_axes(kernel_init(self.config.embed), "embed", "vocab")
             self.head: Any = self.param("head", init, (self.config.embed, self.vocab_size))
 
     def __call__(
@@ -83,8 +83,8 @@ class ScalarHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S"]:
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        init = named_axes(nn.initializers.zeros, "embed")
         kernel = self.param("kernel", init, (self.embed,))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
+        bias = self.param("bias", named_axes(nn.initializers.zeros), ())
         # A sum over a few thousand products is no place for bfloat16, and costs nothing here.
         return hidden.astype(jnp.float32) @ kernel + bias

@@ -4,6 +4,7 @@ Log-probs, entropies and values come from the hidden state one column to the lef
 made in `_from_states_before` and nowhere else.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,10 @@ def token_logps(
     if temperature <= 0:
         raise ValueError(f"temperature = {temperature} is not allowed: it must be greater than 0")
 
+    apply: Any = functools.partial(model.apply, {"params": params})
+
     def logps(hidden: Array, targets: Array) -> tuple[Array, Array]:
-        logits = model.apply({"params": params}, hidden, method="logits")
-        assert isinstance(logits, jax.Array)
+        logits = apply(hidden, method="logits")
         if temperature != 1.0:
             logits = logits / temperature
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -48,7 +50,7 @@ def token_logps(
         return chosen - log_total, log_total - mean
 
     def read(first: int) -> tuple[Array, Array]:
-        hidden, _ = model.apply({"params": params}, tokens, valid, first=first, method="hidden")
+        hidden, _ = apply(tokens, valid, first=first, method="hidden")
         hidden, targets = hidden[:, :-1], tokens[:, first + 1 :]
         return _in_chunks(logps, hidden, targets, model.vocab_size)
 
@@ -65,12 +67,8 @@ def state_values(
 ) -> Float[Array, "B T"]:
     """V(the tokens before this one), 0 where `token_logps` is 0."""
 
-    def read(first: int) -> Array:
-        scalars = model.apply({"params": params}, tokens, valid, first)
-        assert isinstance(scalars, jax.Array)
-        return scalars[:, :-1]
-
-    return _from_states_before(read, valid, prompt_tokens)
+    apply: Any = functools.partial(model.apply, {"params": params}, tokens, valid)
+    return _from_states_before(lambda first: apply(first)[:, :-1], valid, prompt_tokens)
 
 
 def prefix_scores(
@@ -82,7 +80,7 @@ def prefix_scores(
     prompt_tokens: int = 0,
 ) -> Float[Array, "B T"]:
     """R(the tokens up to and including this one), 0 on padding and in the first columns."""
-    scalars = model.apply({"params": params}, tokens, valid, prompt_tokens)
+    scalars: Any = model.apply({"params": params}, tokens, valid, prompt_tokens)
     scalars = jnp.pad(scalars, ((0, 0), (prompt_tokens, 0)))
     return jnp.where(valid, scalars, 0.0)
 

@@ -29,6 +29,11 @@ def kernel_init(fan_in: int, scale: float = 1.0) -> jax.nn.initializers.Initiali
     return nn.initializers.normal((scale / fan_in) ** 0.5)
 
 
+def named_axes(init: jax.nn.initializers.Initializer, *names: str | None) -> Any:
+    """`init` for a parameter whose axes have these names in prm_jax/sharding.py."""
+    return nn.with_logical_partitioning(init, names)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * scale over the last axis (arXiv 1910.07467)."""
 
@@ -36,7 +41,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        init = named_axes(nn.initializers.ones, "norm")
         scale = self.param("scale", init, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
@@ -62,11 +67,11 @@ class Attention(nn.Module):
         cos, sin = rotation
 
         def project(name: str, x: Array, heads: int, axis: str) -> Array:
-            init = nn.with_logical_partitioning(kernel_init(c.embed), ("embed", axis, "head_dim"))
+            init = named_axes(kernel_init(c.embed), "embed", axis, "head_dim")
             kernel = self.param(f"{name}_kernel", init, (c.embed, heads, c.head_dim))
             y = jnp.einsum("btd,dnh->bnth", x, kernel.astype(x.dtype))
             if c.qkv_bias:
-                init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head_dim"))
+                init = named_axes(nn.initializers.zeros, axis, "head_dim")
                 bias = self.param(f"{name}_bias", init, (heads, c.head_dim))
                 y += bias.astype(x.dtype)[:, None, :]
             return constrain(y, "batch", axis, "time", "head_dim")
@@ -83,8 +88,8 @@ class Attention(nn.Module):
             out, key_value = causal_attention(query, key, value, valid), (key, value)
         else:
             out, key_value = cached_attention(query, key, value, cache, self.layer)
-        init = nn.with_logical_partitioning(
-            kernel_init(c.heads * c.head_dim, 1 / (2 * c.layers)), ("heads", "head_dim", "embed")
+        init = named_axes(
+            kernel_init(c.heads * c.head_dim, 1 / (2 * c.layers)), "heads", "head_dim", "embed"
         )
         kernel = self.param("out_kernel", init, (c.heads, c.head_dim, c.embed))
         return jnp.einsum("bnth,nhd->btd", out, kernel.astype(x.dtype)), key_value
@@ -98,14 +103,14 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
-        wide = nn.with_logical_partitioning(kernel_init(c.embed), ("embed", "mlp"))
-        narrow = nn.with_logical_partitioning(
-            kernel_init(c.mlp, 1 / (2 * c.layers)), ("mlp", "embed")
-        )
-        gate = x @ self.param("gate_kernel", wide, (c.embed, c.mlp)).astype(x.dtype)
-        up = x @ self.param("up_kernel", wide, (c.embed, c.mlp)).astype(x.dtype)
-        hidden = constrain(nn.silu(gate) * up, "batch", "time", "mlp")
-        return hidden @ self.param("down_kernel", narrow, (c.mlp, c.embed)).astype(x.dtype)
+        # Gate and up in one product; stacked and not joined, so that mlp splits evenly over tensor.
+        init = named_axes(kernel_init(c.embed), "embed", None, "mlp")
+        gate_up = self.param("gate_up_kernel", init, (c.embed, 2, c.mlp))
+        both = jnp.einsum("btd,dcf->btcf", x, gate_up.astype(x.dtype))
+        hidden = nn.silu(both[:, :, 0]) * both[:, :, 1]
+        hidden = constrain(hidden, "batch", "time", "mlp")
+        init = named_axes(kernel_init(c.mlp, 1 / (2 * c.layers)), "mlp", "embed")
+        return hidden @ self.param("down_kernel", init, (c.mlp, c.embed)).astype(x.dtype)
 
 
 class Layer(nn.Module):
@@ -140,7 +145,7 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        init = nn.with_logical_partitioning(kernel_init(c.embed), ("vocab", "embed"))
+        init = named_axes(kernel_init(c.embed), "vocab", "embed")
         self.embedding: Any = self.param("embedding", init, (self.vocab_size, c.embed))
         self.layers: Any = [Layer(c, i) for i in range(c.layers)]
         self.final_norm: Any = RMSNorm(c.norm_eps)
@@ -161,9 +166,10 @@ class Transformer(nn.Module):
         c = self.config
         if cache is None:
             positions = jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+            limit = tokens.shape[1]
         else:
-            positions = cache.positions()
-        rotation = rotary_angles(positions, c.head_dim, c.rope_theta)
+            positions, limit = cache.positions(), cache.slots
+        rotation = rotary_angles(positions, limit, c.head_dim, c.rope_theta)
         x = jnp.take(self.embedding.astype(c.dtype), tokens, axis=0)
         x = constrain(x, "batch", "time", "embed")
         key_values = []

@@ -5,6 +5,7 @@ distribution; the log-probs returned are of the distribution that was drawn from
 and top_k = 0 they are what `token_logps` gives at the same temperature.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,73 +57,52 @@ def make_sampler(
     everywhere = replicated(mesh)
 
     def sample(params: Any, tokens: Array, valid: Array, budget: Array, key: Array) -> Samples:
-        n, p = tokens.shape
-        batch = n * samples_per_prompt
+        read: Any = functools.partial(model.apply, {"params": params})
+        batch, p = tokens.shape[0] * samples_per_prompt, tokens.shape[1]
         uniforms = jax.random.uniform(key, (completion_tokens, batch))
-
-        def choose_from(hidden: Array, step: Array | int) -> tuple[Array, Array]:
-            logits = model.apply({"params": params}, hidden, method="logits")
-            return choose(
-                logits[:, 0], uniforms[step], temperature=temperature, top_p=top_p, top_k=top_k
-            )
+        columns = jnp.arange(completion_tokens)
 
         def repeat(x: Array) -> Array:
             return jnp.repeat(x, samples_per_prompt, axis=0)
 
-        hidden, prompt = model.apply(
-            {"params": params}, tokens, valid, first=p - 1, method="hidden"
-        )
-        token, logp = choose_from(repeat(hidden), 0)
-        # The last token is chosen but never read, so the cache holds one less.
-        slots = max(completion_tokens - 1, 1)
-
         def empty(x: Array) -> Array:
-            zeros = jnp.zeros((batch, x.shape[1], slots, x.shape[3]), x.dtype)
+            zeros = jnp.zeros((batch, x.shape[1], completion_tokens, x.shape[3]), x.dtype)
             return constrain(zeros, "batch", "kv_heads", "time", "head_dim")
 
-        completion = tuple((empty(k), empty(v)) for k, v in prompt)
-        budget = repeat(jnp.minimum(budget, completion_tokens))
-        alive = budget > 0
-        columns = jnp.arange(completion_tokens)
-        chosen = jnp.full((batch, completion_tokens), model.pad_id, jnp.int32)
-        logps = jnp.zeros((batch, completion_tokens), jnp.float32)
-
-        def write(step: Array | int, alive: Array, token: Array, logp: Array, out: Any) -> Any:
-            here = (columns == step) & alive[:, None]
-            chosen, logps, mask = out
-            return (
-                jnp.where(here, token[:, None], chosen),
-                jnp.where(here, logp[:, None], logps),
-                mask | here,
-            )
-
-        out = (chosen, logps, jnp.zeros(chosen.shape, bool))
-        out = write(0, alive, token, logp, out)
-        alive &= (token != eos_id) & (budget > 1)
-
-        def going_on(carry: Any) -> Array:
-            return carry[1].any()
+        hidden, prompt = read(tokens, valid, first=p - 1, method="hidden")
+        limit = repeat(jnp.minimum(budget, completion_tokens))
 
         def next_token(carry: Any) -> Any:
-            step, alive, token, completion, out = carry
-            cache = Cache(prompt, valid, completion, step - 1)
-            hidden, completion = model.apply(
-                {"params": params}, token[:, None], alive[:, None], cache, method="hidden"
+            step, hidden, completion, alive, chosen, logps, mask = carry
+            logits = read(hidden, method="logits")[:, 0]
+            token, logp = choose(
+                logits, uniforms[step], temperature=temperature, top_p=top_p, top_k=top_k
             )
-            token, logp = choose_from(hidden, step)
-            out = write(step, alive, token, logp, out)
-            alive &= (token != eos_id) & (budget > step + 1)
-            return step + 1, alive, token, completion, out
+            here = (columns == step) & alive[:, None]
+            chosen = jnp.where(here, token[:, None], chosen)
+            logps = jnp.where(here, logp[:, None], logps)
+            alive &= (token != eos_id) & (step + 1 < limit)
+            cache = Cache(prompt, valid, completion, step)
+            hidden, completion = read(token[:, None], alive[:, None], cache, method="hidden")
+            return step + 1, hidden, completion, alive, chosen, logps, mask | here
 
-        carry = (jnp.int32(1), alive, token, completion, out)
-        *_, (chosen, logps, mask) = jax.lax.while_loop(going_on, next_token, carry)
-
-        nothing = jnp.zeros((batch, p), bool)
+        carry = (
+            jnp.int32(0),
+            repeat(hidden),
+            tuple((empty(k), empty(v)) for k, v in prompt),
+            limit > 0,
+            jnp.full((batch, completion_tokens), model.pad_id, jnp.int32),
+            jnp.zeros((batch, completion_tokens), jnp.float32),
+            jnp.zeros((batch, completion_tokens), bool),
+        )
+        carry = jax.lax.while_loop(lambda carry: carry[3].any(), next_token, carry)
+        *_, chosen, logps, mask = carry
+        before = ((0, 0), (p, 0))
         return Samples(
             tokens=jnp.concatenate([repeat(tokens), chosen], axis=1),
             valid=jnp.concatenate([repeat(valid), mask], axis=1),
-            completion_mask=jnp.concatenate([nothing, mask], axis=1),
-            logp=jnp.concatenate([jnp.zeros((batch, p), jnp.float32), logps], axis=1),
+            completion_mask=jnp.pad(mask, before),
+            logp=jnp.pad(logps, before),
         )
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
@@ -171,14 +151,18 @@ def choose(
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     cdf = jnp.cumsum(weights, axis=-1)
     # A parallel sum may rise by a rounding error at a token of weight 0, and the uniform times the
-    # total may round up to the total: only tokens with weight are taken, at worst the likeliest.
+    # total may round up to the total: so only tokens with weight count, at worst the last of them.
+    vocab = jnp.arange(weights.shape[-1], dtype=jnp.int32)
     past = (weights > 0) & (cdf > uniform[:, None] * cdf[:, -1:])
-    index = jnp.where(past.any(axis=-1), past.argmax(axis=-1), weights.argmax(axis=-1))
+    index = jnp.minimum(
+        jnp.where(past, vocab, weights.shape[-1]).min(axis=-1),
+        jnp.where(weights > 0, vocab, 0).max(axis=-1),
+    )
     logp = jnp.log(jnp.take_along_axis(weights, index[:, None], axis=-1)[:, 0])
     logp -= jnp.log(weights.sum(axis=-1))
     if order is not None:
         index = jnp.take_along_axis(order, index[:, None], axis=-1)[:, 0]
-    return index.astype(jnp.int32), logp
+    return index, logp
 
 
 def _check_choice(temperature: float, top_p: float, top_k: int) -> None:

@@ -85,7 +85,7 @@ class TokenizerConfig(_Section):
 
     path: str = ""
     """A `tokenizer.json`; empty trains a byte-level BPE on the SFT pairs at first use."""
-    vocab_size: int = 512
+    vocab_size: int = 896
     """Entries of the BPE that is trained; the model's vocabulary follows the tokenizer."""
     eos: str = ""
     """End-of-sequence token of `path`; empty tries the usual names."""
@@ -327,8 +327,8 @@ class Config(_Section):
     """Root of all randomness of the run (the problems have their own seed)."""
     value_init: bool = True
     """ValueInit: the critic of `rl_prm` starts as the PRM, its head scaled to the returns."""
-    max_prompt_tokens: int = 128
-    max_completion_tokens: int = 64
+    max_prompt_tokens: int = 48
+    max_completion_tokens: int = 56
     problems: ProblemsConfig = ProblemsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

@@ -21,7 +21,7 @@ from prm_jax.steps.sample import make_sampler
 from prm_jax.types import Problem, Samples, Verdict
 
 ROWS = 256  # responses per device batch
-WIDTH_STEP = 64  # prompts are padded to a multiple of this, so that few shapes are compiled
+WIDTH_STEP = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)

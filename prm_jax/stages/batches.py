@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 WINDOW = 8  # batches among which rows are sorted by length
-WIDTH_STEP = 64  # rows are padded to a multiple of this: each width is one compilation
+WIDTH_STEP = 32  # rows are padded to a multiple of this: each width is one compilation
 
 
 def epoch_batches(

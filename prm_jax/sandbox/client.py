@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from prm_jax.sandbox.core import frames, linux
+from prm_jax.sandbox.core import frames, linux, start_code
 from prm_jax.sandbox.core.pool import base_interpreter
 from prm_jax.sandbox.core.tiers import TIERS
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
@@ -179,12 +179,10 @@ class Sandbox:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        folder = os.path.dirname(os.path.abspath(__file__))
-        start = f"import sys; sys.path.insert(0, {folder!r}); from core import broker"
         try:
             process = subprocess.Popen(
-                [base_interpreter(), "-I", "-S", "-B", "-c", f"{start}; broker.main()"],
-                stdin=theirs,
+                [base_interpreter(), "-I", "-S", "-B", "-c", start_code("broker")],
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
                 cwd="/",

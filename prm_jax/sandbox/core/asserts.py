@@ -14,7 +14,7 @@ import operator
 import sys
 from typing import Any
 
-from . import compare, values
+from prm_jax.sandbox.core import compare, values
 
 _BUILTIN_NAMES = frozenset(dir(builtins))
 _TRANSPARENT = frozenset(

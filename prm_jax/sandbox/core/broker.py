@@ -12,15 +12,14 @@ import resource
 import selectors
 import signal
 import socket
-import sys
 import tempfile
 import time
 from typing import Any
 
-from . import cgroup, frames, linux, pool, tiers, verdicts
-from .pool import Infrastructure, Run, Setting, Zygote
-from .selftest import self_tests
-from .verdicts import BadTests, Limits, Outcome, Spec, Steps
+from prm_jax.sandbox.core import cgroup, frames, linux, pool, tiers, verdicts
+from prm_jax.sandbox.core.pool import Infrastructure, Run, Setting, Zygote
+from prm_jax.sandbox.core.selftest import self_tests
+from prm_jax.sandbox.core.verdicts import BadTests, Limits, Outcome, Spec, Steps
 
 _MAX_TRIES = 3
 _MAX_JOBS_PER_ZYGOTE = 10_000
@@ -82,7 +81,8 @@ class Broker:
                 elif isinstance(key.data, Zygote):
                     self._on_zygote(key.data)
                 else:
-                    self._on_output(*key.data, key.fd)
+                    zygote, run = key.data
+                    self._on_output(zygote, run, key.fd)
             self._check_clocks()
             self._schedule()
             _reap()
@@ -446,7 +446,3 @@ def main() -> None:
             broker.serve()
         finally:
             broker.close()
-
-
-if __name__ == "__main__":
-    sys.exit("start the broker through prm_jax.sandbox.Sandbox")

@@ -7,7 +7,7 @@ that are no values stay here, and the test code gets a handle to call or to ask 
 import builtins
 from typing import Any
 
-from . import child, frames, values
+from prm_jax.sandbox.core import child, frames, values
 
 _MAX_OBJECTS = 10_000
 

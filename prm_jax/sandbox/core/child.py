@@ -18,7 +18,7 @@ import traceback
 import types
 from typing import Any
 
-from . import frames, values
+from prm_jax.sandbox.core import frames, values
 
 _MAX_MESSAGE = 500
 _PROGRAM_FILE = "<program>"

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any
 
-from . import values
-from .values import Malformed
+from prm_jax.sandbox.core import values
+from prm_jax.sandbox.core.values import Malformed
 
 
 class NeverEqual(Exception):

@@ -8,7 +8,7 @@ import ctypes
 import os
 import struct
 
-from . import linux
+from prm_jax.sandbox.core import linux
 
 WRITE_FILE = 1 << 1
 READ_FILE = 1 << 2

@@ -7,8 +7,8 @@ its own /proc, five devices, no network and no other process.
 
 import os
 
-from . import linux
-from .paths import Paths
+from prm_jax.sandbox.core import linux
+from prm_jax.sandbox.core.paths import Paths
 
 _EMPTY = "/box"  # where programs start; nothing can be written there
 _SCAFFOLD = ("/mnt", "/srv", "/media", "/opt", "/run", "/sys", "/tmp")

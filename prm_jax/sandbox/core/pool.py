@@ -13,9 +13,9 @@ import socket
 import sys
 import time
 
-from . import cgroup, frames, paths, tiers
-from .verdicts import Outcome, Spec, parse_frames
-from .zygote import ENDED
+from prm_jax.sandbox.core import cgroup, frames, paths, start_code, tiers
+from prm_jax.sandbox.core.verdicts import Outcome, Spec, parse_frames
+from prm_jax.sandbox.core.zygote import ENDED
 
 _MESSAGE_BYTES = 1 << 20
 _MSG_CMSG_CLOEXEC = 0x40000000
@@ -130,9 +130,8 @@ class Zygote:
         self._kills = 0
         packages = setting.numpy_folders if numpy else []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        own_path = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        start = f"import sys; sys.path.insert(0, {own_path!r}); from core import zygote"
-        arguments = [setting.interpreter, "-s", "-S", "-P", "-B", "-c", f"{start}; zygote.main()"]
+        flags = ["-s", "-S", "-P", "-B"]
+        arguments = [setting.interpreter, *flags, "-c", start_code("zygote")]
         null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
         self.starter = os.posix_spawn(
             setting.interpreter,
@@ -148,7 +147,6 @@ class Zygote:
             "layers": sorted(self.layers),
             "packages": packages,
             "paths": dataclasses.asdict(paths.readable_paths(packages)),
-            "own_path": own_path,
             "empty_folder": setting.empty_folder,
             "uid": tiers.high_uid(slot),
         }

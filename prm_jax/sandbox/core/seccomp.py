@@ -8,8 +8,9 @@ no owner to signal. Threads are allowed, for contest programs start one to have 
 
 import errno
 import signal
+from collections.abc import Mapping
 
-from . import linux
+from prm_jax.sandbox.core import linux
 
 # name: (x86-64, aarch64), None where the architecture has no such call
 _ALLOWED = {
@@ -94,7 +95,7 @@ ANY_PID = 0x7FED5EC0  # stands for a pid that is not known yet; no pid is as lar
 Instructions = list[tuple[int, int, int, int]]
 
 
-def _numbers(table: dict[str, tuple[int, int | None]]) -> list[int]:
+def _numbers(table: Mapping[str, tuple[int, int | None]]) -> list[int]:
     column = linux.SUPPORTED_MACHINES.index(linux.MACHINE)
     return sorted(n for row in table.values() if (n := row[column]) is not None)
 

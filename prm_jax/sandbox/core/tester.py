@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import Any
 
-from . import child, frames, values
+from prm_jax.sandbox.core import child, frames, values
 
 # names that tests use as if they were built in, for the program imports them
 _WELL_KNOWN = {

@@ -114,14 +114,14 @@ class Encoder:
         return ["D", text]
 
     def _rest(self, value: Any, kind: type, depth: int) -> Any:
-        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-            return ["T", value.__name__]
+        if self._iterators and issubclass(kind, (Iterator, *_VIEWS)):
+            return self._items("g", value, depth)
         if kind.__module__ == "numpy" and "numpy" in sys.modules:
             encoded = self._numpy(value, depth)
             if encoded is not None:
                 return encoded
-        if self._iterators and (isinstance(value, Iterator) or kind in _VIEWS):
-            return self._items("g", value, depth)
+        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+            return ["T", value.__name__]
         return self._other(value)
 
     def _numpy(self, value: Any, depth: int) -> Any:

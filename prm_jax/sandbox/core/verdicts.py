@@ -13,7 +13,7 @@ import signal
 from collections.abc import Generator
 from typing import Any
 
-from . import asserts, compare, frames, values
+from prm_jax.sandbox.core import asserts, compare, frames, values
 
 Verdict = dict[str, Any]
 _MAX_CACHED_TESTS = 4096

@@ -20,8 +20,17 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import candidate, child, frames, landlock, linux, namespaces, seccomp, tester
-from .paths import Paths
+from prm_jax.sandbox.core import (
+    candidate,
+    child,
+    frames,
+    landlock,
+    linux,
+    namespaces,
+    seccomp,
+    tester,
+)
+from prm_jax.sandbox.core.paths import Paths
 
 # what programs of this kind import, loaded once instead of by every program
 _PRELOADED = (
@@ -75,10 +84,8 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Callable[[], Non
         os._exit(0)  # the broker is gone
     baseline = _memory_baseline()
     _jail(config, layers)
-    for name in [n for n in sys.modules if n == "core" or n.startswith("core.")]:
+    for name in [n for n in sys.modules if n.split(".")[0] == "prm_jax"]:
         del sys.modules[name]
-    sys.path.remove(config["own_path"])
-    sys.path_importer_cache.pop(config["own_path"], None)
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -60,13 +60,13 @@ def test_next_token_loss_of_a_uniform_model_is_log_vocab():
 
 
 def test_policy_loss_by_hand():
-    # ratios 0.5, 2, 0.5, 2, clipped to [0.8, 1.3], with advantages 1, 1, -1, -1:
-    # min(0.5, 0.8) = 0.5; min(2, 1.3) = 1.3; min(-0.5, -0.8) = -0.8; min(-2, -1.3) = -2
-    # loss = -(0.5 + 1.3 - 0.8 - 2) / 4 = 0.25; the clip binds at the second and the third
+    # ratios 0.5, 2, 0.5, 2, clipped to [0.8, 1.3], with advantages 1, 2, -1, -1:
+    # min(0.5, 0.8) = 0.5; min(4, 2.6) = 2.6; min(-0.5, -0.8) = -0.8; min(-2, -1.3) = -2
+    # loss = -(0.5 + 2.6 - 0.8 - 2) / 4 = -0.075; the clip binds at the second and the third
     logp = jnp.log(row(0.5, 2, 0.5, 2))
     mask = jnp.ones((1, 4), bool)
-    loss, metrics = policy_loss(logp, row(0, 0, 0, 0), row(1, 1, -1, -1), mask)
-    np.testing.assert_allclose(loss, 0.25, rtol=1e-6)
+    loss, metrics = policy_loss(logp, row(0, 0, 0, 0), row(1, 2, -1, -1), mask)
+    np.testing.assert_allclose(loss, -0.075, rtol=1e-5)
     np.testing.assert_allclose(metrics["policy/clip_fraction"], 0.5)
     np.testing.assert_allclose(metrics["policy/ratio_mean"], 1.25, rtol=1e-6)
     # k3: 0.5 - 1 + log 2 and 2 - 1 - log 2: their mean is 1/4
@@ -74,7 +74,7 @@ def test_policy_loss_by_hand():
 
 
 def test_clipped_ratios_have_no_gradient_on_the_proper_side():
-    # The case above; d/dlogp of -rho A / 4 is -rho A / 4 where the clip does not bind.
+    # The same ratios; d/dlogp of -rho A / 4 is -rho A / 4 where the clip does not bind.
     logp = jnp.log(row(0.5, 2, 0.5, 2))
     mask = jnp.ones((1, 4), bool)
     gradient = jax.grad(lambda x: policy_loss(x, row(0, 0, 0, 0), row(1, 1, -1, -1), mask)[0])(logp)
@@ -148,7 +148,8 @@ def test_a_batch_of_one_token():
     zeros = jnp.zeros((1, 3))
     loss, _ = policy_loss(zeros, zeros, row(9, 2, 9), mask)
     assert loss == -2
-    loss, metrics = ppo_value_loss(zeros, zeros, row(9, 2, 9), mask, value_clip=0.5)
+    with jax.debug_nans(True):  # no 0 / 0 on the way either
+        loss, metrics = ppo_value_loss(zeros, zeros, row(9, 2, 9), mask, value_clip=0.5)
     assert loss == 2
     assert metrics["value/explained_variance"] == 0  # one return does not vary
 

@@ -106,8 +106,10 @@ def test_integer_rewards_are_not_truncated():
 def test_fractional_outcomes_are_kept():
     # Partial credit is no pass: its line rewards have the weight of a failing response.
     mask = bits("11")
-    rewards, _ = rewards_of(grid([0.99]), grid([[1, 1]]), bits("10"), mask)
-    np.testing.assert_allclose(rewards, [[0.25, 0.99]], atol=1e-7)
+    for dtype, atol in ((jnp.float32, 1e-7), (jnp.bfloat16, 4e-3)):
+        rewards, metrics = rewards_of(grid([0.99], dtype), grid([[1, 1]]), bits("10"), mask)
+        np.testing.assert_allclose(rewards, [[0.25, 0.99]], atol=atol)
+        assert all(x.dtype == jnp.float32 for x in (rewards, *metrics.values()))
 
 
 def test_no_reward_is_written_on_a_masked_token():

@@ -1,8 +1,8 @@
 """Advantages and returns on the `[B, T]` grid.
 
-`mask` is True at the tokens that the policy chose. They are contiguous in each row; padding on
-both sides is skipped and comes out as 0, whatever it holds, NaN included. An episode ends
-with its last token: the state after it is worth 0. Everything is float32.
+`mask` is True at the tokens that the policy chose. All others are skipped, padding on both sides
+as well as a gap inside, and come out as 0, whatever they hold, NaN included. An episode ends with
+its last token: the state after it is worth 0. Everything is float32.
 """
 
 import jax.numpy as jnp

@@ -63,7 +63,7 @@ def token_rewards(
 
     Metrics: per-response means of the three sums and of their total, and `reward/unplaced`.
     """
-    outcome = outcome.astype(jnp.float32)  # an integer grid would truncate what is added to it
+    outcome = outcome.astype(jnp.float32)  # what is added to an integer would be truncated
     mask = completion_mask
     n_after = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # completion tokens from here on
     last = mask & (n_after == 1)

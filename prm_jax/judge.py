@@ -1,0 +1,300 @@
+"""Judge programs from a JSONL file: `python -m prm_jax.judge --programs programs.jsonl`.
+
+Every line has a `program` and its tests, or the `task_id` of a problem that has them; a line with
+the verdict comes out for each line that goes in, in the same order. docs/sandbox.md describes the
+fields.
+"""
+
+import argparse
+import ast
+import collections
+import dataclasses
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+from prm_jax.config import ProblemsConfig
+from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
+from prm_jax.sandbox.core.tiers import TIERS
+from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
+
+_MAX_LINE_BYTES = 64 << 20
+_DATA_FOLDER = "runs/data"  # where training prepares the built-in problems too
+_SHOW_EVERY = 50
+_ALL_JUDGED, _SOME_NOT_JUDGED, _UNUSABLE = 0, 1, 2
+
+
+class BadLine(ValueError):
+    """A line that cannot be judged; says which field is at fault and what it must be."""
+
+
+@dataclasses.dataclass
+class _Line:
+    """A line of the input: its id, and either work under way or why there is none."""
+
+    id: Any
+    verdict: Future[Verdict] | None = None
+    trouble: str = ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if every line was judged, 1 if some could not be, 2 on unusable input."""
+    options = _parser().parse_args(arguments)
+    limits = Limits(cpu_s=options.cpu_s, memory_mib=options.memory_mib)
+    try:
+        problems = _read_problems(options.problems) if options.problems else {}
+        programs = _open(options.programs)
+    except (OSError, BadLine) as error:
+        print(f"judge: {error}", file=sys.stderr)
+        return _UNUSABLE
+    try:
+        with programs, Sandbox(options.jobs, options.min_tier) as sandbox:
+            with open(options.out, "w") if options.out else nullcontext(sys.stdout) as out:
+                return _judge(programs, problems, limits, sandbox, out)
+    except (SandboxRefused, OSError, EOFError) as error:
+        print(f"judge: {error}", file=sys.stderr)
+        return _UNUSABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m prm_jax.judge", description=__doc__)
+    add = parser.add_argument
+    add("--programs", required=True, metavar="FILE.jsonl", help="programs, one JSON object a line")
+    add("--problems", metavar="FILE.jsonl|chains", help="problems, joined by task_id")
+    add("--out", metavar="FILE.jsonl", help="verdicts, one JSON object a line (standard output)")
+    add("--jobs", type=_at_least_0, default=0, help="programs at once (0: the cores at hand)")
+    add("--cpu-s", type=_above_0, default=Limits.cpu_s, help="CPU seconds of one program or case")
+    add("--memory-mib", type=_at_least_1, default=Limits.memory_mib, help="MiB of data")
+    add("--min-tier", choices=TIERS, default="T3", help="weakest isolation that is accepted")
+    return parser
+
+
+def _judge(
+    programs: IO[bytes],
+    problems: dict[str, Tests],
+    limits: Limits,
+    sandbox: Sandbox,
+    out: IO[str],
+) -> int:
+    """Submit lines as they are read and write verdicts in their order."""
+    pending: collections.deque[_Line] = collections.deque()
+    done = failed = 0
+
+    def write_first() -> None:
+        nonlocal done, failed
+        record = _record(pending.popleft(), sandbox.tier)
+        out.write(json.dumps(record) + "\n")
+        done += 1
+        failed += record["status"] == "infrastructure"
+        if sys.stderr.isatty() and done % _SHOW_EVERY == 0:
+            print(f"\r{done} judged", end="", file=sys.stderr, flush=True)
+
+    for number, line in _lines(programs):
+        pending.append(_submit(number, line, problems, limits, sandbox))
+        while pending and (pending[0].verdict is None or pending[0].verdict.done()):
+            write_first()
+    while pending:
+        write_first()
+    out.flush()
+    if sys.stderr.isatty():
+        print(f"\r{done} judged, {failed} could not be", file=sys.stderr)
+    return _SOME_NOT_JUDGED if failed else _ALL_JUDGED
+
+
+def _submit(
+    number: int,
+    line: bytes | None,
+    problems: dict[str, Tests],
+    limits: Limits,
+    sandbox: Sandbox,
+) -> _Line:
+    item = _Line(id=None)
+    try:
+        row = _object(line)
+        item.id = row.get("id", row.get("task_id", number))
+        program = _text(row, "program")
+        tests = _tests(row, problems)
+        item.verdict = sandbox.submit(program, tests, _limits(row, limits))
+    except BadLine as error:
+        item.trouble = f"line {number}: {error}"
+    return item
+
+
+def _record(line: _Line, tier: str) -> dict[str, Any]:
+    record = {
+        "id": line.id, "status": "infrastructure", "passed": False, "tests_passed": 0,
+        "tests_total": 0, "cpu_s": 0.0, "wall_s": 0.0, "tier": tier, "message": line.trouble,
+    }  # fmt: skip
+    if line.verdict is not None:
+        try:
+            verdict = line.verdict.result()
+            record |= dataclasses.asdict(verdict) | {"passed": verdict.passed}
+        except SandboxError as error:
+            record["message"] = str(error)
+    return record
+
+
+# ------------------------------------------------------------------------------- lines to tests
+
+
+def _tests(row: dict[str, Any], problems: dict[str, Tests]) -> Tests:
+    """The tests that a line carries, or those of its problem."""
+    if not any(field in row for field in ("tests", "test_list", "test", "cases")):
+        if "task_id" not in row:
+            raise BadLine("no tests: give tests, test with entry_point, cases, or a task_id")
+        tests = problems.get(str(row["task_id"]))
+        if tests is None:
+            raise BadLine(f"task_id = {row['task_id']!r} is none of the {len(problems)} problems")
+        return tests
+    tolerance = _number(row, "float_tolerance", 0.0)
+    if "cases" in row:
+        cases = row["cases"]
+        if not isinstance(cases, list) or not cases or not all(map(_is_case, cases)):
+            raise BadLine("cases must be a list of [standard input, expected output], not empty")
+        return StdioTests(tuple((given, expected) for given, expected in cases), tolerance)
+    if "test" in row:
+        return CheckTests(_text(row, "test"), _text(row, "entry_point"))
+    field = "tests" if "tests" in row else "test_list"
+    asserts = row[field]
+    if not isinstance(asserts, list) or not all(isinstance(a, str) for a in asserts) or not asserts:
+        raise BadLine(f"{field} must be a list of assert statements, not empty")
+    setup = _text(row, "test_setup_code") if "test_setup_code" in row else ""
+    return CallTests(tuple(asserts), setup, tolerance)
+
+
+def _tests_of_problem(problem: dict[str, Any]) -> Tests:
+    """A problem's tests; with `check(candidate)` code go the helpers that its prompt defines."""
+    tests = _tests(problem, {})
+    if isinstance(tests, CheckTests) and isinstance(problem.get("prompt"), str):
+        helpers = _helpers(problem["prompt"], tests.entry_point)
+        return dataclasses.replace(tests, code=helpers + tests.code)
+    return tests
+
+
+def _helpers(prompt: str, entry_point: str) -> str:
+    """What a prompt defines besides its entry point.
+
+    Test code may call it, and a program could put a function of its own in its place.
+    """
+    try:
+        body = ast.parse(prompt).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    rest = [node for node in body if getattr(node, "name", None) != entry_point]
+    if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in rest):
+        return ""
+    return "".join(ast.unparse(node) + "\n" for node in rest)
+
+
+def _limits(row: dict[str, Any], limits: Limits) -> Limits:
+    cpu_s = _number(row, "cpu_s", limits.cpu_s)
+    memory_mib = int(_number(row, "memory_mib", limits.memory_mib))
+    if cpu_s <= 0 or memory_mib < 1:
+        raise BadLine("cpu_s must be above 0 and memory_mib at least 1")
+    return dataclasses.replace(limits, cpu_s=cpu_s, memory_mib=memory_mib)
+
+
+def _object(line: bytes | None) -> dict[str, Any]:
+    if line is None:
+        raise BadLine(f"longer than {_MAX_LINE_BYTES} bytes")
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadLine(f"not JSON: {str(error)[:100]}") from error
+    if not isinstance(row, dict):
+        raise BadLine("not a JSON object")
+    return row
+
+
+def _text(row: dict[str, Any], field: str) -> str:
+    if not isinstance(row.get(field), str):
+        raise BadLine(f"{field} is missing or not a string")
+    return row[field]
+
+
+def _number(row: dict[str, Any], field: str, default: float) -> float:
+    value = row.get(field, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
+        raise BadLine(f"{field} must be a number from 0 to a million")
+    return float(value)
+
+
+def _is_case(case: Any) -> bool:
+    return isinstance(case, list) and len(case) == 2 and all(isinstance(t, str) for t in case)
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def _read_problems(name: str) -> dict[str, Tests]:
+    """Tests by task_id, of a file or of a set that the project knows by name."""
+    if name == "chains":
+        return _chains()
+    problems = {}
+    with _open(name) as file:
+        for number, line in _lines(file):
+            try:
+                row = _object(line)
+                problems[str(row["task_id"])] = _tests_of_problem(row)
+            except KeyError:
+                raise BadLine(f"{name}, line {number}: task_id is missing") from None
+            except BadLine as error:
+                raise BadLine(f"{name}, line {number}: {error}") from error
+    return problems
+
+
+def _chains() -> dict[str, Tests]:
+    from prm_jax.problems import load_problems  # loads TensorFlow Datasets: only when asked for
+
+    sets = load_problems(ProblemsConfig(), Path(_DATA_FOLDER), Limits())
+    problems = [*sets.train, *sets.validation, *sets.test, *sets.test_long]
+    return {problem.task_id: problem.tests for problem in problems}
+
+
+def _open(name: str) -> IO[bytes]:
+    if name.endswith(".gz"):
+        return gzip.open(name)  # type: ignore[return-value]
+    return open(name, "rb")
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """(number, line) of every line; None for one that is too long."""
+    number = 0
+    while line := file.readline(_MAX_LINE_BYTES):
+        number += 1
+        whole = line.endswith(b"\n") or len(line) < _MAX_LINE_BYTES
+        while not whole:
+            rest = file.readline(_MAX_LINE_BYTES)
+            whole = rest.endswith(b"\n") or not rest
+            line = None
+        yield number, line
+
+
+def _at_least_0(text: str) -> int:
+    return _checked(int(text), 0)
+
+
+def _at_least_1(text: str) -> int:
+    return _checked(int(text), 1)
+
+
+def _checked(value: int, least: int) -> int:
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed: it must be at least {least}")
+    return value
+
+
+def _above_0(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: it must be above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

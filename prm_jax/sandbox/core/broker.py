@@ -344,7 +344,8 @@ class Broker:
 
     def _timeout(self) -> float:
         checks = [z.run.next_check for z in self._zygotes if z.run]
-        return min(max(min(checks, default=5.0) - time.monotonic(), 0.0), 5.0)
+        now = time.monotonic()
+        return min(max(min(checks, default=now + 5.0) - now, 0.0), 5.0)
 
     def _check_clocks(self) -> None:
         now = time.monotonic()

@@ -351,6 +351,26 @@ class Config(_Section):
             )
 
 
+def paper_recipe(config: Config) -> Config:
+    """`config` with the paper's choices wherever the paper states one (arXiv 2410.17621).
+
+    K = 20 completions per prefix by the checkpoint that wrote the response, four checkpoints,
+    Revised-only data, the loss on all lines, lambda 0.25 for failing and 0.025 for passing
+    responses, DenseReward and ValueInit both on, pass@1 at temperature 0.2 over 10 samples.
+    """
+    replace = dataclasses.replace
+    return replace(
+        config,
+        value_init=True,
+        dense=DenseConfig(enabled=True, lam_fail=0.25, lam_pass=0.025),
+        label=replace(
+            config.label, checkpoints=4, samples_per_prefix=20, wave=20, completer="policy"
+        ),
+        prm=replace(config.prm, selection="revised_only", loss_on="all"),
+        evaluate=replace(config.evaluate, samples=10, temperature=0.2),
+    )
+
+
 def load_config(path: Path) -> Config:
     """Runs a config file and returns its `get_config()`; raises ConfigError if it has none."""
     if not path.is_file():

@@ -48,6 +48,17 @@ class Response:
     def n_steps(self) -> int:
         return len(self.kinds)
 
+    @property
+    def open_steps(self) -> int:
+        """How many prefixes of a failing response something can still follow.
+
+        A last step that takes in the response's last token (its EOS, or the cut) leaves nothing to
+        write, so that prefix fails as the response did; one that ends in a newline before the EOS
+        can be gone on with.
+        """
+        whole = self.n_steps > 0 and self.end_token[-1] == len(self.ids) - 1
+        return self.n_steps - int(whole)
+
     def labels(self) -> PrefixLabels:
         m_star = self.n_steps if self.passed else self.m_star
         return PrefixLabels(
@@ -162,14 +173,12 @@ def _search(
 ) -> _Spent:
     """Finds m* of every response of the group, all searches side by side, a probe each a round.
 
-    The last step's prefix is the whole response, which is known to fail, so the search is over the
-    steps before it. A probe samples its completions in waves and ends with the first wave in which
+    A probe samples its completions in waves and ends with the first wave in which
     one passes.
     """
     config = run.config.label
     sampling = Sampling(run, memo, samples=config.wave, temperature=config.temperature)
-    n_steps = np.array([max(r.n_steps - 1, 0) for r in group], np.int64)
-    state = search_start(n_steps)
+    state = search_start(np.array([r.open_steps for r in group], np.int64))
     spent = _Spent()
     round_number = 0
     while (probe := next_probe(state)).any():

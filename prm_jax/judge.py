@@ -24,7 +24,7 @@ from prm_jax.sandbox.core.tiers import TIERS
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
 
 _MAX_LINE_BYTES = 64 << 20
-_DATA_FOLDER = "runs/data"  # where training prepares the built-in problems too
+_DATA_FOLDER = "runs/judge"  # where the built-in problems are prepared
 _SHOW_EVERY = 50
 _ALL_JUDGED, _SOME_NOT_JUDGED, _UNUSABLE = 0, 1, 2
 

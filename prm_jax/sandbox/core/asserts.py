@@ -87,7 +87,12 @@ def split(statements: list[str], setup: str = "") -> tuple[list[str], list[Condi
 
 def holds(condition: Condition, results: list[Any], tolerance: float = 0.0) -> bool:
     """Whether a condition holds for the values that came; raises Malformed."""
-    return all(_holds(part, results, tolerance) for part in condition)
+    try:
+        return all(_holds(part, results, tolerance) for part in condition)
+    except values.Malformed:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise values.Malformed(str(error)[:200]) from error
 
 
 class _Splitter:

@@ -237,6 +237,8 @@ class Broker:
                 self._tested(job, stop.value)
             else:
                 self._finish(job, {"id": job.id, "verdict": stop.value})
+        except Exception as error:  # a fault of ours that a program has found must not stop us
+            self._fail(job, f"the broker stumbled: {type(error).__name__}: {error}")
         else:
             self._starting.append(job)
         for zygote in zygotes:

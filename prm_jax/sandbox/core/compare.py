@@ -30,6 +30,8 @@ def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
         return canonical(a) == canonical(b)
     except NeverEqual:
         return False
+    except RecursionError as error:
+        raise Malformed("too many levels") from error
 
 
 def canonical(data: Any) -> str:

@@ -15,7 +15,7 @@ import time
 
 from prm_jax.sandbox.core import cgroup, frames, paths, start_code, tiers
 from prm_jax.sandbox.core.verdicts import Outcome, Spec, parse_frames
-from prm_jax.sandbox.core.zygote import ENDED
+from prm_jax.sandbox.core.zygote import ENDED, NO_MEMORY
 
 _MESSAGE_BYTES = 1 << 20
 _MSG_CMSG_CLOEXEC = 0x40000000
@@ -194,6 +194,7 @@ class Zygote:
             "memory_bytes": spec.limits.memory_bytes,
         }
         fds += [*more_fds, theirs]
+        run.started = time.monotonic()
         try:
             socket.send_fds(self.socket, [json.dumps(request).encode()], fds)
         except OSError as error:
@@ -201,7 +202,6 @@ class Zygote:
         finally:
             for fd in fds:
                 os.close(fd)
-        run.started = time.monotonic()
 
     def _end(self, status: int, user_s: float, system_s: float, peak: int) -> None:
         run = self.run
@@ -221,10 +221,13 @@ class Zygote:
                 stopped_for = "memory"
             elif "seccomp" in self.layers:
                 raise Infrastructure("a child was killed from outside")
+        exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         if found[:1] != [["ready"]]:
-            raise Infrastructure("a child could not be set up")
+            if exit_code != NO_MEMORY:
+                raise Infrastructure("a child could not be set up")
+            stopped_for = "memory"
         run.outcome = Outcome(
-            exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+            exit_code=exit_code,
             signal=by_signal,
             cpu_s=cpu_s,
             wall_s=time.monotonic() - run.started,

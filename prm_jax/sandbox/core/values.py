@@ -27,7 +27,7 @@ from typing import Any
 MAX_NODES = 200_000
 MAX_DEPTH = 200  # a frame nests as deep as its value
 _SMALL = 10**15  # integers below this are the same in every JSON implementation
-_MAX_EXPONENT = 5000  # a Decimal beyond is not worth its digits
+_MAX_DIGITS = 5000  # of Decimals and Fractions, whose arithmetic takes quadratic time
 
 
 class TooLarge(ValueError):
@@ -195,10 +195,20 @@ def decimal(text: Any) -> Decimal:
     """A Decimal whose exact value has few digits; raises Malformed for a vast exponent."""
     if type(text) is not str:
         raise Malformed("not a Decimal")
+    if len(text) > _MAX_DIGITS:
+        raise Malformed("too many digits")
     value = Decimal(text)
-    if value.is_finite() and abs(value.adjusted()) > _MAX_EXPONENT:
+    if value.is_finite() and abs(value.adjusted()) > _MAX_DIGITS:
         raise Malformed("exponent out of range")
     return value
+
+
+def fraction(numerator: Any, denominator: Any) -> Fraction:
+    """A Fraction of integers that are not too long; raises Malformed."""
+    parts = integer(numerator), integer(denominator)
+    if max(part.bit_length() for part in parts) > 4 * _MAX_DIGITS:
+        raise Malformed("too many digits")
+    return Fraction(*parts)
 
 
 def _decode(data: Any, other: Callable[[list[Any]], Any] | None, depth: int) -> Any:
@@ -245,7 +255,7 @@ _SIMPLE: dict[str, Callable[..., Any]] = {
     "c": lambda re, im: complex(float(re), float(im)),
     "u": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
     "b": bytes.fromhex,
-    "F": lambda n, d: Fraction(integer(n), integer(d)),
+    "F": fraction,
     "D": decimal,
     "T": lambda name: _builtin_type(name),
     "e": {"Ellipsis": ..., "NotImplemented": NotImplemented}.__getitem__,

@@ -17,6 +17,7 @@ from prm_jax.sandbox.core import asserts, compare, frames, values
 
 Verdict = dict[str, Any]
 _MAX_CACHED_TESTS = 4096
+_MAX_MESSAGE = 1000
 _TESTER_CPU_S = 5.0  # over the program's own limit
 
 
@@ -288,7 +289,7 @@ def _verdict(
         "tests_total": total,
         "cpu_s": round(sum(o.cpu_s for o in outcomes), 6),
         "wall_s": round(sum(o.wall_s for o in outcomes), 6),
-        "message": message,
+        "message": message[:_MAX_MESSAGE],
     }
 
 

@@ -41,6 +41,7 @@ _PRELOADED = (
 ).split()
 
 ENDED = struct.Struct("<iddQ")  # wait status, user seconds, system seconds, peak bytes
+NO_MEMORY = 71  # exit status of a child whose limit is too low to begin
 _SHORT_MS = 25  # a child that ends within this is not announced
 _MIB = 1 << 20
 _SLACK_AS = 256 * _MIB  # maps that hold no data: shared libraries, guard pages
@@ -186,6 +187,8 @@ def _serve(
                     child_filter.replace(seccomp.ANY_PID, os.getpid())
                     child_filter.install()
                 status = _run_child(request, fds)
+            except MemoryError:
+                status = NO_MEMORY
             except BaseException:
                 status = 70
             os._exit(status)

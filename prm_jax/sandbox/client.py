@@ -181,7 +181,7 @@ class Sandbox:
         ours, theirs = socket.socketpair()
         try:
             process = subprocess.Popen(
-                [base_interpreter(), "-I", "-S", "-B", "-c", start_code("broker")],
+                [base_interpreter(), "-I", "-S", "-B", "-c", start_code("start")],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},

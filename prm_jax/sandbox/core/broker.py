@@ -8,25 +8,19 @@ itself is tried again elsewhere, three times in all, and then reported as such: 
 import collections
 import dataclasses
 import os
-import resource
 import selectors
-import signal
 import socket
-import tempfile
 import time
 from typing import Any
 
-from prm_jax.sandbox.core import cgroup, frames, linux, pool, tiers, verdicts
+from prm_jax.sandbox.core import cgroup, frames, pool, verdicts
 from prm_jax.sandbox.core.pool import Infrastructure, Run, Setting, Zygote
 from prm_jax.sandbox.core.selftest import self_tests
-from prm_jax.sandbox.core.verdicts import BadTests, Limits, Outcome, Spec, Steps
+from prm_jax.sandbox.core.verdicts import BadTests, Limits, Spec, Steps
 
 _MAX_TRIES = 3
 _MAX_JOBS_PER_ZYGOTE = 10_000
 _RETEST_S = 300.0
-_START_S = 60.0
-_STACK_BYTES = 256 << 20
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _MAX_START_FAILURES = 10
 
 
@@ -85,15 +79,16 @@ class Broker:
                     self._on_output(zygote, run, key.fd)
             self._check_clocks()
             self._schedule()
-            _reap()
+            pool.reap()
 
     def close(self) -> None:
+        """End all zygotes, and with them all programs."""
         for zygote in list(self._zygotes):
             self._drop(zygote)
         deadline = time.monotonic() + 2.0
         while self._groups and time.monotonic() < deadline:
             self._sweep_groups()
-            _reap()
+            pool.reap()
             time.sleep(0.005)
 
     # ------------------------------------------------------------------------------- the client
@@ -354,98 +349,3 @@ class Broker:
         for zygote in self._zygotes:
             if zygote.run and zygote.run.next_check <= now:
                 zygote.run.check(now)
-
-
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def first_zygote(
-    config: dict[str, Any], empty_folder: str
-) -> tuple[Zygote | None, Setting, list[tuple[tiers.Attempt, str]]]:
-    """The strongest tier that works here, and why those above it do not."""
-    failures: list[tuple[tiers.Attempt, str]] = []
-    setting = Setting(tiers.Attempt("", frozenset()), empty_folder, pool.base_interpreter(), [])
-    for attempt in tiers.attempts(os.geteuid() == 0, frozenset(config["without"])):
-        setting = Setting(
-            attempt, empty_folder, pool.base_interpreter(), pool.numpy_folders(config["path"])
-        )
-        try:
-            zygote = Zygote(setting, False, 0)
-        except OSError as error:
-            failures.append((attempt, f"{'cgroup' if 'cgroup' in attempt.layers else ''}: {error}"))
-            continue
-        try:
-            _wait_until_ready(zygote)
-            return zygote, setting, failures
-        except (Infrastructure, OSError) as error:
-            failures.append((attempt, str(error)))
-            zygote.end()
-            _reap()
-            if zygote.group:
-                zygote.group.remove()
-    return None, setting, failures
-
-
-def _wait_until_ready(zygote: Zygote) -> None:
-    zygote.socket.settimeout(_START_S)
-    while not zygote.ready:
-        zygote.receive()
-    for request, expected in self_tests(zygote.layers):
-        steps = verdicts.judge(request["program"], request["tests"], Limits(**request["limits"]))
-        outcomes: list[Outcome] | None = None
-        try:
-            while True:
-                (spec,) = steps.send(outcomes) if outcomes else next(steps)
-                run = Run(spec)
-                zygote.start(run, [])
-                while run.outcome is None:
-                    zygote.receive()
-                run.close()
-                outcomes = [run.outcome]
-        except StopIteration as stop:
-            if stop.value["status"] != expected:
-                raise Infrastructure(
-                    f"self-test: {stop.value['status']} instead of {expected}: "
-                    f"{stop.value['message']}"
-                ) from None
-    zygote.checked = time.monotonic()
-    zygote.socket.settimeout(None)
-
-
-def main() -> None:
-    """Started by exec with the client's socket as standard input."""
-    client = socket.socket(fileno=os.dup(0))
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    config = frames.read(client.fileno(), 1 << 20)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer's Ctrl-C is the trainer's
-    linux.prctl(_SUBREAPER, 1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    unlimited = hard == resource.RLIM_INFINITY
-    stack = _STACK_BYTES if unlimited else min(_STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
-    if os.geteuid() == 0:
-        cgroup.sweep()
-    with tempfile.TemporaryDirectory(prefix="prm_jax-empty-") as empty_folder:
-        os.chmod(empty_folder, 0o555)
-        zygote, setting, failures = first_zygote(config, empty_folder)
-        tier = setting.attempt.tier if zygote else None
-        if zygote is None or not tiers.strong_enough(setting.attempt.tier, config["min_tier"]):
-            text = tiers.refusal(config["min_tier"], tier, failures)
-            frames.write(client.fileno(), {"refused": text})
-            if zygote:
-                zygote.end()
-            return
-        frames.write(
-            client.fileno(), {"tier": tier, "notes": [f"{a.tier}: {r}" for a, r in failures]}
-        )
-        broker = Broker(client, config["jobs"], setting)
-        broker.adopt(zygote)
-        try:
-            broker.serve()
-        finally:
-            broker.close()

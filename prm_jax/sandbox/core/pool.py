@@ -5,6 +5,7 @@ only a backstop, and time that a child spent waiting for a core does not count t
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import select
@@ -34,12 +35,16 @@ class Infrastructure(Exception):
     """The sandbox itself failed; nothing is known about the program."""
 
 
+class LayerMissing(Infrastructure):
+    """A layer of isolation cannot be had, or does not hold."""
+
+
 @dataclasses.dataclass
 class Setting:
     """What all zygotes of a broker have in common."""
 
     attempt: tiers.Attempt
-    empty_folder: str
+    empty_folder: str  # where programs start if they have no root of their own
     interpreter: str
     numpy_folders: list[str]
 
@@ -92,10 +97,15 @@ class Run:
 
     def check(self, now: float) -> None:
         """Stop the child if its time is up, and say when to look again."""
+        self.next_check = now + _MOST_CHECK_S
+        if self.pid <= 0:
+            return  # it had ended before we could learn its pid
         try:
             cpu_s = time.clock_gettime((~self.pid << 3) | 2)  # the CPU clock of another process
         except OSError:
             return  # it has just ended
+        if select.select([self.pidfd], [], [], 0)[0]:
+            return  # it has ended, and the clock may have been that of another with its pid
         left = self.spec.limits.cpu_s - cpu_s
         if left <= 0 or _is_stopped(self.pid):
             self.stop("timeout")
@@ -124,7 +134,6 @@ class Zygote:
         self.jobs = 0
         self.checked = 0.0  # when it last passed its self-test
         self.ready = False
-        self.failure = ""
         self.group: cgroup.Group | None = None
         self.pidfd = -1
         self._kills = 0
@@ -142,7 +151,11 @@ class Zygote:
         theirs.close()
         self.socket = ours
         if "cgroup" in self.layers:
-            self.group = cgroup.Group(f"{self.starter}")
+            try:
+                self.group = cgroup.Group(f"{self.starter}")
+            except OSError as error:
+                ours.close()
+                raise LayerMissing(f"cgroup: {error}") from error
         config = {
             "layers": sorted(self.layers),
             "packages": packages,
@@ -166,8 +179,7 @@ class Zygote:
         elif message == b"ready":
             self.ready = True
         elif message.startswith(b"failed "):
-            self.failure = message[7:].decode()
-            raise Infrastructure(self.failure)
+            raise LayerMissing(message[7:].decode())
         elif message == b"started" and self.run:
             self.run.announce(fds[0])
         elif len(message) == ENDED.size and self.run:
@@ -264,6 +276,15 @@ def base_interpreter() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
+def reap() -> None:
+    """Let go of processes that have ended; zygotes become the broker's own when they start."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
 def _pipe() -> tuple[int, int]:
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
@@ -271,8 +292,6 @@ def _pipe() -> tuple[int, int]:
 
 
 def _memory_file(data: bytes) -> int:
-    import fcntl
-
     fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(data)
     at = 0

@@ -1,0 +1,131 @@
+"""Starting the broker: find the strongest isolation that this host gives, or refuse to start.
+
+A tier counts only if a zygote has put on all its layers and then judged programs whose verdicts
+are known, among them one that looks for holes.
+"""
+
+import dataclasses
+import os
+import resource
+import signal
+import socket
+import tempfile
+import time
+from typing import Any
+
+from prm_jax.sandbox.core import cgroup, frames, linux, pool, tiers, verdicts
+from prm_jax.sandbox.core.broker import Broker
+from prm_jax.sandbox.core.pool import Infrastructure, Run, Setting, Zygote
+from prm_jax.sandbox.core.selftest import self_tests
+from prm_jax.sandbox.core.verdicts import Limits, Outcome
+
+_TEMPORARY = "prm_jax-empty-"
+_TRIES = 3  # of one tier
+_START_S = 60.0
+_STACK_BYTES = 256 << 20
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+
+
+def first_zygote(
+    config: dict[str, Any], empty_folder: str
+) -> tuple[Zygote | None, Setting, list[tuple[tiers.Attempt, str]]]:
+    """The strongest tier that works here, and why those above it do not."""
+    failures: list[tuple[tiers.Attempt, str]] = []
+    interpreter, folders = pool.base_interpreter(), pool.numpy_folders(config["path"])
+    setting = Setting(tiers.Attempt("", frozenset()), empty_folder, interpreter, folders)
+    for attempt in tiers.attempts(os.geteuid() == 0, frozenset(config["without"])):
+        setting = dataclasses.replace(setting, attempt=attempt)
+        reason = ""
+        for _ in range(_TRIES):
+            try:
+                return _try_zygote(setting), setting, failures
+            except (Infrastructure, OSError) as error:
+                reason = str(error)
+                if isinstance(error, pool.LayerMissing):
+                    break  # anything else may be an accident, and says nothing about the host
+        failures.append((attempt, reason))
+    return None, setting, failures
+
+
+def _try_zygote(setting: Setting) -> Zygote:
+    zygote = Zygote(setting, False, 0)
+    try:
+        _wait_until_ready(zygote)
+    except (Infrastructure, OSError):
+        zygote.end()
+        pool.reap()
+        if zygote.group:
+            zygote.group.remove()
+        raise
+    return zygote
+
+
+def _wait_until_ready(zygote: Zygote) -> None:
+    zygote.socket.settimeout(_START_S)
+    while not zygote.ready:
+        zygote.receive()
+    for request, expected in self_tests(zygote.layers):
+        steps = verdicts.judge(request["program"], request["tests"], Limits(**request["limits"]))
+        outcomes: list[Outcome] | None = None
+        try:
+            while True:
+                (spec,) = steps.send(outcomes) if outcomes else next(steps)
+                run = Run(spec)
+                zygote.start(run, [])
+                while run.outcome is None:
+                    zygote.receive()
+                run.close()
+                outcomes = [run.outcome]
+        except StopIteration as stop:
+            if stop.value["status"] != expected:
+                raise pool.LayerMissing(
+                    f"self-test: {stop.value['status']} instead of {expected}: "
+                    f"{stop.value['message']}"
+                ) from None
+    zygote.checked = time.monotonic()
+    zygote.socket.settimeout(None)
+
+
+def main() -> None:
+    """Started by exec with the client's socket as standard input."""
+    client = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    config = frames.read(client.fileno(), 1 << 20)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer's Ctrl-C is the trainer's
+    linux.prctl(_SUBREAPER, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    unlimited = hard == resource.RLIM_INFINITY
+    stack = _STACK_BYTES if unlimited else min(_STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-") as empty_folder:
+        os.chmod(empty_folder, 0o555)
+        zygote, setting, failures = first_zygote(config, empty_folder)
+        tier = setting.attempt.tier if zygote else None
+        if zygote is None or not tiers.strong_enough(setting.attempt.tier, config["min_tier"]):
+            text = tiers.refusal(config["min_tier"], tier, failures)
+            frames.write(client.fileno(), {"refused": text})
+            if zygote:
+                zygote.end()
+            return
+        frames.write(client.fileno(), {"tier": tier})
+        broker = Broker(client, config["jobs"], setting)
+        broker.adopt(zygote)
+        try:
+            broker.serve()
+        finally:
+            broker.close()
+
+
+def sweep() -> None:
+    """Remove what brokers left that were killed: empty folders and control groups."""
+    if os.geteuid() == 0:
+        cgroup.sweep()
+    parent = tempfile.gettempdir()
+    for name in os.listdir(parent):
+        pid = name.removeprefix(_TEMPORARY).split("-")[0]
+        if name.startswith(_TEMPORARY) and not os.path.exists(f"/proc/{pid}"):
+            try:
+                os.rmdir(f"{parent}/{name}")
+            except OSError:
+                pass  # somebody else's

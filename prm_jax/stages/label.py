@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from prm_jax.checkpoint import Checkpoints
@@ -184,28 +183,21 @@ def _search(
     while (probe := next_probe(state)).any():
         pending = np.flatnonzero(probe)
         passed = np.zeros(len(group), bool)
-        with Progress(
-            len(pending), f"label: completer {completer}, round {round_number}", "prefixes"
-        ) as progress:
-            for wave in range(config.samples_per_prefix // config.wave):
-                open_ = [i for i in pending if not passed[i]]
-                starts = [Start(group[i].problem, _prefix(run, group[i], probe[i])) for i in open_]
-                attempts = sampling.run(
-                    params,
-                    starts,
-                    run.key(Stream.PROBE, completer, round_number, wave),
-                    journal,
-                    f"probe/{completer}/{round_number}/{wave}",
-                )
-                for i, row in zip(open_, attempts, strict=True):
-                    group[i].samples[probe[i] - 1] += len(row)
-                    group[i].passes[probe[i] - 1] += sum(a.passed for a in row)
-                    passed[i] = any(a.passed for a in row)
-                    if group[i].split == "train":
-                        spent.probes += wave == 0
-                        spent.add(row)
-                progress.update(int(passed[open_].sum()) if len(open_) else 0)
-            progress.update(int((~passed[pending]).sum()))
+        for wave in range(config.samples_per_prefix // config.wave):
+            open_ = [i for i in pending if not passed[i]]
+            starts = [Start(group[i].problem, _prefix(run, group[i], probe[i])) for i in open_]
+            name = f"probe/{completer}/{round_number}/{wave}"
+            title = f"label: search round {round_number + 1}, wave {wave + 1}"
+            with Progress(len(open_), title, "prefixes") as progress:
+                key = run.key(Stream.PROBE, completer, round_number, wave)
+                attempts = sampling.run(params, starts, key, journal, name, progress)
+            for i, row in zip(open_, attempts, strict=True):
+                group[i].samples[probe[i] - 1] += len(row)
+                group[i].passes[probe[i] - 1] += sum(a.passed for a in row)
+                passed[i] = any(a.passed for a in row)
+                if group[i].split == "train":
+                    spent.probes += wave == 0
+                    spent.add(row)
         state = search_update(state, passed, active=probe > 0)
         round_number += 1
     for i, response in enumerate(group):

@@ -21,7 +21,7 @@ from prm_jax.stages.run import Run, Stream, take_cycled
 from prm_jax.steps.ppo import make_experience, make_recalibration, make_score, make_update
 from prm_jax.steps.sample import make_sampler
 from prm_jax.steps.state import adam, new_state, scalar_params
-from prm_jax.types import Problem, Rollout, Samples, TrainState, Verdict
+from prm_jax.types import Problem, Rollout, Samples, Verdict
 
 
 def rl(run: Run) -> None:

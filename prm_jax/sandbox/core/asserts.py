@@ -21,6 +21,7 @@ _TRANSPARENT = frozenset(
     "set frozenset sorted list tuple dict len str repr int float round sum min max bool type "
     "bytes complex reversed".split()
 )
+_EVALUATORS = frozenset("eval exec compile __import__ getattr".split())
 _CHECKERS = frozenset("isclose allclose array_equal approx is_close close".split())
 _PREDICATES = frozenset(
     name
@@ -142,7 +143,7 @@ class _Splitter:
                 return name not in _CHECKERS
             case ast.Call(func=ast.Name(id=name)) if name in _BUILTIN_NAMES:
                 if not any(self._of_program(n.id) for n in _names(node)):
-                    return True  # a test that names no function of the program means this one
+                    return name not in _EVALUATORS  # the program has a function of this name
                 keys = all(isinstance(k.value, ast.Lambda | ast.Constant) for k in node.keywords)
                 return name in _TRANSPARENT and keys and self._container(node.args)
             case ast.Call(func=ast.Attribute(value=inner, attr=attribute)):

@@ -127,8 +127,7 @@ def _canonical(data: Any, depth: int) -> str:
         }
         return f"d({','.join(f'{key}={item}' for key, item in sorted(pairs.items()))})"
     if tag == "r":
-        steps = range(*[values.integer(item) for item in data[1:]])
-        return f"r{len(steps)},{steps[:1]},{steps[-1:]}"
+        return _range(*[values.integer(item) for item in data[1:]])
     if tag == "u":
         return _canonical(values.decode(data), deeper)
     if tag == "b":
@@ -136,6 +135,13 @@ def _canonical(data: Any, depth: int) -> str:
     if tag in ("T", "e", "m"):
         return f"{tag}{values.decode(data)!r}"
     raise NeverEqual
+
+
+def _range(start: int, stop: int, step: int) -> str:
+    """Ranges are equal when they hold the same numbers."""
+    count = max(0, -((start - stop) // step))
+    first, by = (f"{start:x}" if count else ""), (f"{step:x}" if count > 1 else "")
+    return f"r{count:x},{first},{by}"
 
 
 def _close(a: Any, b: Any, tolerance: float) -> bool:

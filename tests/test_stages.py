@@ -1,0 +1,182 @@
+"""The host loops' own parts: journal, batches, orders, and the label search over many responses."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from prm_jax.config import Config, LabelConfig
+from prm_jax.stages import label as label_stage
+from prm_jax.stages.attempts import Attempt, Memo, left_pad
+from prm_jax.stages.batches import Batches, epoch_batches, right_pad
+from prm_jax.stages.journal import Journal
+from prm_jax.stages.label import Response
+from prm_jax.stages.rl import evenly_spaced
+from prm_jax.stages.run import Run, Stream, take_cycled
+from prm_jax.types import CallTests, LineKind, Problem
+
+# ------------------------------------------------------------------------------------- journal
+
+
+def test_a_journal_keeps_what_was_put_and_drops_a_torn_line(tmp_path):
+    path = tmp_path / "stage/journal.jsonl"
+    with Journal(path) as journal:
+        journal.put("a", [1, 2])
+        journal.put("b", {"x": "y"})
+    whole = path.read_bytes()
+    for cut in range(1, len(whole)):
+        path.write_bytes(whole[:cut])
+        with Journal(path) as journal:
+            assert journal.get("a") == ([1, 2] if cut >= whole.index(b"\n") + 1 else None)
+            assert journal.get("b") is None
+            journal.put("b", "again")
+        with Journal(path) as journal:
+            assert journal.get("b") == "again"
+
+
+# ------------------------------------------------------------------------------ batches and order
+
+
+def test_an_epoch_has_every_row_at_most_once_and_batches_of_like_length():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100, 1000)
+    batches = epoch_batches(lengths, 32, rng.permutation(1000), rng)
+    rows = np.concatenate(batches)
+    assert len(batches) == 31 and len(set(rows.tolist())) == len(rows)
+    spread = np.mean([np.ptp(lengths[batch]) for batch in batches])
+    assert spread < 30  # unsorted batches of 32 spread over nearly all of 1..99
+
+
+def test_fewer_rows_than_a_batch_are_repeated():
+    batches = epoch_batches([5, 6, 7], 8, np.arange(3), np.random.default_rng(0))
+    assert len(batches) == 1 and set(batches[0].tolist()) == {0, 1, 2}
+
+
+def test_a_batch_depends_on_its_step_alone():
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng(epoch).permutation(50)
+
+    batches = Batches(list(range(50)), 8, order, seed=3)
+    forward = [batches[step].tolist() for step in range(20)]
+    fresh = Batches(list(range(50)), 8, order, seed=3)
+    for step in (19, 3, 7, 0):
+        assert fresh[step].tolist() == forward[step]
+
+
+def test_take_cycled_walks_through_epochs_without_gap_or_repeat():
+    orders = [[2, 0, 1], [1, 2, 0], [0, 1, 2]]
+    stream = [take_cycled(lambda e: np.array(orders[e]), 3, i, 1)[0] for i in range(9)]
+    assert stream == [2, 0, 1, 1, 2, 0, 0, 1, 2]
+    assert take_cycled(lambda e: np.array(orders[e]), 3, 2, 5) == stream[2:7]
+
+
+@pytest.mark.parametrize(("steps", "n"), [(40, 4), (10, 3), (4, 4), (7, 2)])
+def test_checkpoints_are_evenly_spaced_and_end_with_the_run(steps, n):
+    spaced = evenly_spaced(steps, n)
+    assert spaced[-1] == steps and len(set(spaced)) == n
+    gaps = np.diff([0, *spaced])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_padding_on_either_side_keeps_rows_and_marks_them():
+    rows = [[5, 6, 7], [8]]
+    tokens, valid = left_pad(rows, 4, 0)
+    assert tokens.tolist() == [[0, 5, 6, 7], [0, 0, 0, 8]]
+    assert valid.tolist() == [[False, True, True, True], [False, False, False, True]]
+    tokens, valid = right_pad(rows, 0)
+    assert tokens[0, :4].tolist() == [5, 6, 7, 0] and valid.sum(axis=1).tolist() == [3, 1]
+
+
+def test_the_memo_tells_problems_and_programs_apart():
+    memo = Memo()
+    one, other = Problem("one", "", CallTests(())), Problem("other", "", CallTests(()))
+    memo.put(one, "return 1", "passed")
+    assert memo.get(one, "return 1\n\n") == "passed"  # trailing blanks change nothing
+    assert memo.get(one, "return 2") is None
+    assert memo.get(other, "return 1") is None
+
+
+def test_streams_of_randomness_differ_and_repeat():
+    run = SimpleNamespace(config=Config(seed=7))
+    keys = [
+        tuple(np.asarray(jax.random.key_data(Run.key(run, stream, *place))).tolist())
+        for stream in Stream
+        for place in ((), (0,), (1,), (0, 1))
+    ]
+    assert len(set(keys)) == len(keys)
+    again = Run.order(run, Stream.RL_ORDER, 30, 2)
+    np.testing.assert_array_equal(again, Run.order(run, Stream.RL_ORDER, 30, 2))
+    assert (again != Run.order(run, Stream.RL_ORDER, 30, 3)).any()
+
+
+# ----------------------------------------------------------------------------------- label search
+
+
+def response(n_steps: int, truth: int, ends_with_newline: bool) -> Response:
+    """A failing response of one token a line; its first `truth` lines can be completed."""
+    ids = tuple(range(100, 100 + n_steps)) + ((1,) if ends_with_newline else ())
+    return Response(
+        problem=Problem(f"truth {truth}", "", CallTests(())),
+        split="train",
+        checkpoint=1,
+        ids=ids,
+        passed=False,
+        end_token=np.arange(n_steps),
+        end_line=np.arange(1, n_steps + 1),
+        kinds=(LineKind.CODE,) * n_steps,
+        passes=np.zeros(n_steps, np.int64),
+        samples=np.zeros(n_steps, np.int64),
+    )
+
+
+class ScriptedSampling:
+    """Completes a prefix if it has at most the problem's `truth` lines: in the second wave only."""
+
+    calls: list[int] = []
+
+    def __init__(self, run, memo, *, samples, temperature):
+        self.samples = samples
+
+    def run(self, params, starts, key, journal, name, progress):
+        wave = int(name.rsplit("/", 1)[1])
+        rows = []
+        for start in starts:
+            ScriptedSampling.calls.append(len(start.prefix))
+            saved = len(start.prefix) <= int(start.problem.task_id.split()[1]) and wave == 1
+            statuses = ["passed" if saved and i == 0 else "failed" for i in range(self.samples)]
+            rows.append([Attempt(start.prefix, status, True, 5) for status in statuses])
+        return rows
+
+
+@pytest.mark.parametrize("ends_with_newline", [False, True])
+def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_newline):
+    monkeypatch.setattr(label_stage, "Sampling", ScriptedSampling)
+    config = Config(label=LabelConfig(samples_per_prefix=6, wave=2))
+    tokenizer = SimpleNamespace(prefix_ids=lambda ids, line: list(ids[:line]))
+    run = SimpleNamespace(config=config, tokenizer=tokenizer, key=lambda *numbers: None)
+    shapes = [(n, truth) for n in range(1, 9) for truth in range(0, n + int(ends_with_newline))]
+    group = [response(n, truth, ends_with_newline) for n, truth in shapes]
+    spent = label_stage._search(run, None, None, None, 1, group)
+    for (n, truth), found in zip(shapes, group, strict=True):
+        # A last token that ends a line is the whole response: nothing can follow, so it fails.
+        assert found.m_star == truth
+        labels = found.labels()
+        assert labels.labels == (1,) * truth + (-1,) * (n - truth)
+        probes = sum(count > 0 for count in labels.samples)
+        assert probes <= np.ceil(np.log2(found.open_steps + 1))
+        for m in range(1, n + 1):
+            if labels.samples[m - 1]:  # a pass ends the search of a prefix after its second wave
+                assert labels.samples[m - 1] == (4 if m <= truth else 6)
+                assert labels.passes[m - 1] == (1 if m <= truth else 0)
+    assert spent.completions == sum(sum(r.samples) for r in group)
+    assert spent.executions == spent.completions and spent.sampled_tokens == 5 * spent.completions
+    assert spent.probes == sum((np.array(r.samples) > 0).sum() for r in group)
+
+
+def test_a_response_without_lines_has_nothing_to_search():
+    empty = dataclasses.replace(response(1, 0, False), kinds=(), end_token=np.zeros(0, np.int64))
+    assert empty.open_steps == 0
+    assert json.dumps(empty.labels().labels) == "[]"

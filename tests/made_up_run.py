@@ -35,7 +35,6 @@ def made_up_arm(rng, level, *, generated):
         "samples": 10,
         "temperature": 0.2,
         "programs_generated": generated,
-        "programs_executed": generated * 7 // 10,
     }
 
 

@@ -56,7 +56,6 @@ def evaluate(run: Run) -> None:
             "samples": run.config.evaluate.samples,
             "temperature": run.config.evaluate.temperature,
             "programs_generated": summary.get("programs_generated", 0),
-            "programs_executed": summary.get("programs_executed", 0),
         }
     if (labelled := run.done("label")) is not None:
         results["label_cost"] = labelled["cost"]

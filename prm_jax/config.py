@@ -52,19 +52,25 @@ class ProblemsConfig(_Section):
     section: ClassVar[str] = "problems"
 
     name: Literal["chains"] = "chains"
+    """Which family of problems."""
     seed: int = 0
     """Seed of the generator; another seed gives other problems."""
     sft_pairs: int = 20_000
     """(prompt, solution) pairs for SFT, some of them with a plausible mistake."""
     train: int = 1_000
+    """Problems that RL and the labels ask; SFT never sees them."""
     validation: int = 100
+    """Problems that judge the PRM."""
     test: int = 200
     """Held-out problems with the horizons of `test_horizons`; `test_long` has as many."""
     sft_horizons: tuple[int, int] = (1, 8)
     """Fewest and most lines of a solution, both included."""
     train_horizons: tuple[int, int] = (6, 8)
+    """Also those of the validation problems."""
     test_horizons: tuple[int, int] = (3, 8)
+    """Of the held-out problems."""
     long_horizons: tuple[int, int] = (9, 10)
+    """Of `test_long`: longer than anything in training."""
 
     def __post_init__(self):
         self._positive("sft_pairs", "train", "validation", "test")
@@ -81,6 +87,8 @@ class ProblemsConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(_Section):
+    """The tokenizer: any Hugging Face `tokenizer.json`, or one trained on the SFT pairs."""
+
     section: ClassVar[str] = "tokenizer"
 
     path: str = ""
@@ -104,16 +112,27 @@ class ModelConfig(_Section):
     section: ClassVar[str] = "model"
 
     layers: int = 3
+    """Transformer blocks."""
     embed: int = 64
+    """Width of the residual stream."""
     heads: int = 2
+    """Query heads."""
     kv_heads: int = 2
+    """Heads of keys and values, each shared by heads / kv_heads query heads."""
     head_dim: int = 32
+    """Width of a head; even."""
     mlp: int = 192
+    """Inner width of the SwiGLU."""
     rope_theta: float = 10_000.0
+    """Base of the rotary positions."""
     norm_eps: float = 1e-6
+    """Added under the root of RMSNorm."""
     qkv_bias: bool = False
+    """Biases on queries, keys and values (Qwen2)."""
     qk_norm: bool = False
+    """RMSNorm on queries and keys (Qwen3)."""
     tied_embeddings: bool = True
+    """The output head is the embedding, transposed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters and optimizer are float32."""
 
@@ -131,8 +150,11 @@ class MeshConfig(_Section):
     section: ClassVar[str] = "mesh"
 
     data: int = 1
+    """Copies of the model that split the batch."""
     fsdp: int = -1
+    """Splits the batch and the parameters."""
     tensor: int = 1
+    """Splits heads, MLP and vocabulary."""
 
     def __post_init__(self):
         axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
@@ -144,6 +166,8 @@ class MeshConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class SandboxConfig(_Section):
+    """Where programs run."""
+
     section: ClassVar[str] = "sandbox"
 
     jobs: int = 0
@@ -151,7 +175,9 @@ class SandboxConfig(_Section):
     min_tier: Literal["T0", "T1", "T2", "T3", "T4"] = "T3"
     """The weakest isolation that is accepted (docs/sandbox.md)."""
     cpu_s: float = 2.0
+    """CPU seconds that one program may use."""
     memory_mib: int = 256
+    """Memory that one program may use, in MiB."""
 
     def __post_init__(self):
         self._not_negative("jobs")
@@ -163,15 +189,24 @@ class SandboxConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig(_Section):
+    """Supervised fine-tuning on (prompt, solution) pairs."""
+
     section: ClassVar[str] = "sft"
 
     steps: int = 600
+    """Optimizer steps."""
     batch_size: int = 64
+    """Pairs per step."""
     learning_rate: float = 3e-3
+    """Peak rate: linear warm-up, then a cosine to a tenth."""
     warmup_steps: int = 30
+    """Steps of linear warm-up."""
     weight_decay: float = 0.01
+    """Of AdamW."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
     checkpoint_every: int = 200
+    """Steps between the checkpoints that a killed run resumes from."""
 
     def __post_init__(self):
         self._positive("steps", "batch_size", "learning_rate", "max_grad_norm", "checkpoint_every")
@@ -185,22 +220,37 @@ class PPOConfig(_Section):
     section: ClassVar[str] = "ppo"
 
     steps: int = 40
+    """Rollouts, each followed by an update."""
     rollouts: int = 128
     """Responses per step."""
     samples_per_prompt: int = 1
+    """Responses to each prompt of a step."""
     epochs: int = 1
+    """Passes over each rollout."""
     minibatches: int = 2
+    """Optimizer steps per pass."""
     learning_rate: float = 6e-4
+    """Of the policy; Adam, constant."""
     critic_learning_rate: float = 1e-3
+    """Of the critic; Adam, constant."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
     temperature: float = 1.0
+    """Of sampling, and so of every log-prob in the loss."""
     clip_low: float = 0.2
+    """The ratio to the old policy is clipped to 1 - clip_low."""
     clip_high: float = 0.2
+    """... and to 1 + clip_high."""
     value_clip: float = 0.2
+    """Largest step of a value from the old one that the loss rewards."""
     gamma: float = 1.0
+    """Discount per token."""
     gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
     kl_coef: float = 0.02
+    """Beta: penalty per nat of log pi - log pi_ref, at each token."""
     checkpoint_every: int = 10
+    """Steps between the checkpoints that a killed run resumes from."""
 
     def __post_init__(self):
         self._positive(
@@ -227,6 +277,7 @@ class DenseConfig(_Section):
     section: ClassVar[str] = "dense"
 
     enabled: bool = True
+    """DenseReward on or off."""
     lam_fail: float = 0.45
     """Weight in responses that fail; the paper has 0.25."""
     lam_pass: float = 0.45
@@ -256,6 +307,7 @@ class LabelConfig(_Section):
     prompts: int = 1_000
     """Training prompts that each checkpoint answers (at most problems.train)."""
     responses_per_prompt: int = 1
+    """n: responses of each checkpoint to each prompt."""
     validation_prompts: int = 64
     """Validation prompts that each checkpoint answers: these responses judge the PRM."""
     samples_per_prefix: int = 8
@@ -263,6 +315,7 @@ class LabelConfig(_Section):
     wave: int = 4
     """Completions sampled at a time; a prefix is settled by the first wave with a pass."""
     temperature: float = 1.0
+    """Of the responses and of the completions."""
     completer: Literal["policy", "best"] = "best"
     """Who completes: the checkpoint that wrote the response (paper), or the checkpoint with the
     highest pass rate."""
@@ -286,12 +339,19 @@ class PRMConfig(_Section):
     section: ClassVar[str] = "prm"
 
     steps: int = 600
+    """Optimizer steps."""
     batch_size: int = 64
+    """Responses per step."""
     learning_rate: float = 1e-3
+    """Peak rate: linear warm-up, then a cosine to a tenth."""
     warmup_steps: int = 30
+    """Steps of linear warm-up."""
     weight_decay: float = 0.01
+    """Of AdamW."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
     checkpoint_every: int = 200
+    """Steps between the checkpoints that a killed run resumes from."""
     selection: Literal["full", "remove_hard", "medium_only", "revised_only"] = "full"
     """Which responses train it; the paper prefers revised_only."""
     loss_on: Literal["all", "first_error"] = "first_error"
@@ -304,14 +364,20 @@ class PRMConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(_Section):
+    """pass@k on held-out problems, with bootstrap intervals over problems."""
+
     section: ClassVar[str] = "evaluate"
 
     samples: int = 10
+    """Responses per problem."""
     temperature: float = 0.2
+    """Of sampling; the paper has 0.2."""
     top_p: float = 1.0
+    """Nucleus sampling; 1 keeps all."""
     bootstrap: int = 2_000
     """Resamples of the problems for each interval."""
     confidence: float = 0.95
+    """Of the intervals."""
 
     def __post_init__(self):
         self._positive("samples", "temperature", "bootstrap")
@@ -328,7 +394,9 @@ class Config(_Section):
     value_init: bool = True
     """ValueInit: the critic of `rl_prm` starts as the PRM, its head scaled to the returns."""
     max_prompt_tokens: int = 48
+    """P: a prompt that is longer is refused."""
     max_completion_tokens: int = 56
+    """C: a response is cut off after this many tokens."""
     problems: ProblemsConfig = ProblemsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

@@ -22,7 +22,8 @@ import jax
 import tyro
 
 from prm_jax import __version__
-from prm_jax.config import Config, ConfigError, differences, load_config
+from prm_jax.config import Config, ConfigError
+from prm_jax.config_file import differences, load_config
 from prm_jax.metrics import MetricsLog, duration
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.problems import load_problems
@@ -221,11 +222,9 @@ def run_stages(arguments: Arguments) -> None:
             scalar=ScalarModel(config.model, tokenizer.vocab_size),
         )
         check_fit(run)
-        table = parameter_table(abstract_params(run.policy, mesh))
-        write_atomically(workdir / "parameters.txt", table + "\n")
-        say(
-            f"policy: {table.splitlines()[-1].strip()} bytes in all, per device ({workdir}/parameters.txt)"
-        )
+        params = abstract_params(run.policy, mesh)
+        write_atomically(workdir / "parameters.txt", parameter_table(params) + "\n")
+        say(f"policy: {sum(x.size for x in jax.tree.leaves(params)):,} parameters")
 
         with jax.set_mesh(mesh):
             for stage in stages:

@@ -15,10 +15,9 @@ from prm_jax.config import (
     ModelConfig,
     PPOConfig,
     ProblemsConfig,
-    differences,
-    load_config,
     to_json,
 )
+from prm_jax.config_file import differences, load_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "prm_jax"
 FLOORS = {
     "types": 0,
     "config": 0,
+    "config_file": 2,
     "rl": 1,
     "sharding": 2,
     "tokenizer": 2,

@@ -25,12 +25,15 @@ VOCAB, PAD = 30, 0
 def new(model_class, config, **kwargs):
     """A model with parameters that are all random: a zero bias or a scale of 1 hides mistakes."""
     model = model_class(config, VOCAB, **kwargs)
-    ones = jnp.ones((1, 1), jnp.int32)
-    params = jax.jit(model.init)(jax.random.key(0), ones, ones > 0)
-    leaves, tree = jax.tree.flatten(nn.meta.unbox(params)["params"])
+    tokens = jnp.ones((1, 1), jnp.int32)
+    boxes = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens > 0)
     rng = np.random.default_rng(1)
-    leaves = [x + 0.2 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-    return model, jax.tree.unflatten(tree, leaves)
+
+    def random(path, shape):
+        mean = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        return jnp.asarray(rng.normal(mean, 0.25, shape.shape), jnp.float32)
+
+    return model, jax.tree.map_with_path(random, nn.meta.unbox(boxes)["params"])
 
 
 def policy(config):

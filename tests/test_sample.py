@@ -1,0 +1,322 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from prm_jax.config import MeshConfig, ModelConfig
+from prm_jax.model.heads import PolicyModel
+from prm_jax.model.score import token_logps
+from prm_jax.sharding import init_params, make_mesh
+from prm_jax.steps.sample import choose, make_sampler
+
+CONFIG = ModelConfig(layers=1, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=24)
+VOCAB, PAD, P, C = 24, 0, 6, 5
+NEVER = VOCAB  # an EOS that no row can choose
+POLICY = PolicyModel(CONFIG, VOCAB, PAD)
+FULL = np.full(3, C, np.int32)
+
+
+@functools.cache
+def mesh():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@functools.cache
+def params():
+    # Three times a fresh policy is far from uniform.
+    return jax.tree.map(lambda x: 3 * x, init_params(POLICY, mesh(), jax.random.key(0)))
+
+
+@functools.cache
+def sampler(**settings):
+    defaults = {
+        "completion_tokens": C, "samples_per_prompt": 1, "temperature": 1.0, "eos_id": NEVER,
+    }  # fmt: skip
+    return make_sampler(POLICY, mesh(), **(defaults | settings))
+
+
+@functools.cache
+def prompts():
+    valid = np.arange(P) >= np.array([[0], [2], [5]])
+    tokens = np.random.default_rng(0).integers(1, VOCAB, (3, P))
+    return np.where(valid, tokens, PAD).astype(np.int32), valid
+
+
+def sample(key=1, budget=FULL, **settings):
+    samples = sampler(**settings)(params(), *prompts(), budget, jax.random.key(key))
+    return jax.tree.map(np.asarray, samples)
+
+
+@functools.cache
+def logits_after_prompts():
+    apply = jax.jit(POLICY.apply)
+    return np.asarray(apply({"params": params()}, *prompts())[:, -1])
+
+
+# ------------------------------------------------------------------------------ choosing a token
+
+
+def distribution(logits, temperature, top_p, top_k):
+    """By the definition: sort, keep, renormalise; one row, float64."""
+    logits = np.asarray(logits, np.float64) / temperature
+    probs = np.exp(logits - logits.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs, kind="stable")
+    if top_k:
+        probs[order[top_k:]] = 0
+        probs /= probs.sum()
+    if top_p < 1:
+        kept = 1 + int((np.cumsum(probs[order]) < top_p).sum())
+        probs[order[kept:]] = 0
+        probs /= probs.sum()
+    return probs
+
+
+PLAIN_CHOICE = jax.jit(functools.partial(choose, temperature=1.0))
+CASES = [(1.0, 1.0, 0), (0.5, 1.0, 0), (2.0, 1.0, 3), (1.0, 0.7, 0), (1.3, 0.8, 5), (1.0, 1.0, 99)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), CASES)
+def test_choices_are_as_frequent_as_their_probabilities(temperature, top_p, top_k):
+    logits = jnp.array([2.0, -1.0, 0.5, 1.9, -3.0, 0.0, 1.0, -1e30])
+    n = 20_000
+    uniform = jax.random.uniform(jax.random.key(3), (n,))
+    token, logp = jax.jit(
+        functools.partial(choose, temperature=temperature, top_p=top_p, top_k=top_k)
+    )(jnp.tile(logits, (n, 1)), uniform)
+    probs = distribution(logits, temperature, top_p, top_k)
+    counts = np.bincount(token, minlength=8)
+    assert (counts[probs == 0] == 0).all()
+    assert chisquare(counts[probs > 0], n * probs[probs > 0]).pvalue > 0.001
+    np.testing.assert_allclose(logp, np.log(probs[np.asarray(token)]), atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    vocab=st.sampled_from([1, 7, 700]),
+    uniform=st.sampled_from([0.0, 1e-30, 0.5, 1 - 2**-24, float(np.nextafter(np.float32(1), 0))]),
+    allowed=st.floats(0, 1),
+    spread=st.sampled_from([0.0, 1.0, 60.0]),
+)
+def test_a_token_of_probability_zero_is_never_chosen(seed, vocab, uniform, allowed, spread):
+    rng = np.random.default_rng(seed)
+    logits = (spread * rng.normal(size=vocab)).astype(np.float32)
+    forbidden = rng.random(vocab) > allowed
+    forbidden[rng.integers(vocab)] = False
+    logits[forbidden] = -1e30
+    token, logp = PLAIN_CHOICE(logits[None], np.array([uniform], np.float32))
+    assert not forbidden[int(token[0])]
+    assert -200 < float(logp[0]) <= 1e-6
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.6, 1 - 2**-24])
+@pytest.mark.parametrize("restriction", [{"top_p": 1e-9}, {"top_k": 1}])
+def test_the_tightest_restriction_keeps_the_likeliest_token(uniform, restriction):
+    logits = jnp.array([[0.0, 3.0, 3.5, 1.0]])
+    token, logp = choose(logits, jnp.array([uniform]), temperature=1.0, **restriction)
+    assert int(token[0]) == 2 and float(logp[0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_without_restrictions_nothing_is_sorted():
+    logits, uniform = jnp.zeros((2, 9)), jnp.zeros(2)
+
+    def program(**settings):
+        return str(
+            jax.make_jaxpr(functools.partial(choose, temperature=1.0, **settings))(logits, uniform)
+        )
+
+    assert " top_k[" not in program() and " sort[" not in program()
+    assert " top_k[" in program(top_p=0.9) and " top_k[" in program(top_k=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"completion_tokens": 0}, "completion_tokens"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused_by_name(setting, name):
+    with pytest.raises(ValueError, match=name):
+        sampler(**setting)
+
+
+# -------------------------------------------------------------------------------------- sampling
+
+
+def test_the_grid_holds_prompt_completion_and_padding():
+    free = sample(samples_per_prompt=4).tokens[:, P:]
+    eos = int(free[5, 1])
+    s = sample(samples_per_prompt=4, eos_id=eos)
+    tokens, valid = prompts()
+    np.testing.assert_array_equal(s.tokens[:, :P], np.repeat(tokens, 4, axis=0))
+    np.testing.assert_array_equal(s.valid[:, :P], np.repeat(valid, 4, axis=0))
+    assert not s.completion_mask[:, :P].any()
+    np.testing.assert_array_equal(s.valid[:, P:], s.completion_mask[:, P:])
+    for row in range(12):
+        completion = s.tokens[row, P:]
+        ends = np.flatnonzero(completion == eos)
+        length = ends[0] + 1 if len(ends) else C
+        np.testing.assert_array_equal(s.completion_mask[row, P:], np.arange(C) < length)
+        assert (completion[length:] == PAD).all() and (completion[:length] != PAD).all()
+    np.testing.assert_array_equal(s.logp != 0, s.completion_mask)
+    assert s.completion_mask[5].sum() == (1 if free[5, 0] == eos else 2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_the_trainers_path(temperature):
+    s = sample(temperature=temperature, samples_per_prompt=4)
+    logp, _ = jax.jit(functools.partial(token_logps, POLICY, temperature=temperature))(
+        params(), s.tokens, s.valid
+    )
+    np.testing.assert_allclose(np.where(s.completion_mask, logp, 0), s.logp, atol=1e-5)
+
+
+def test_restricted_log_probs_are_of_the_renormalised_distribution():
+    restricted = {"temperature": 1.5, "top_p": 0.6, "top_k": 4}
+    s = sample(samples_per_prompt=4, **restricted)
+    logits = jax.jit(POLICY.apply)({"params": params()}, s.tokens, s.valid)
+    for row in range(12):
+        for t in range(P, P + C):
+            probs = distribution(logits[row, t - 1], **restricted)
+            assert s.logp[row, t] == pytest.approx(np.log(probs[s.tokens[row, t]]), abs=1e-4)
+
+
+def test_first_tokens_are_as_frequent_as_the_model_says():
+    k = 2048
+    s = sample(samples_per_prompt=k, completion_tokens=1)
+    for prompt in range(3):
+        probs = distribution(logits_after_prompts()[prompt], 1.0, 1.0, 0)
+        counts = np.bincount(s.tokens[prompt * k : (prompt + 1) * k, P], minlength=VOCAB)
+        assert counts[PAD] == 0
+        common = k * probs >= 5
+        observed, expected = counts[common], k * probs[common]
+        rest = k - observed.sum(), k - expected.sum()
+        if rest[1] > 1:
+            observed, expected = np.append(observed, rest[0]), np.append(expected, rest[1])
+        expected *= observed.sum() / expected.sum()
+        assert chisquare(observed, expected).pvalue > 0.001
+
+
+def test_noise_differs_between_calls_and_rows_and_repeats_with_the_key():
+    hot = {"samples_per_prompt": 4, "temperature": 6.0}
+    one, again, other = sample(1, **hot), sample(1, **hot), sample(2, **hot)
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    assert (one.tokens != other.tokens).any(axis=1).all()
+    for prompt in range(3):
+        assert len({tuple(row) for row in one.tokens[4 * prompt : 4 * prompt + 4]}) == 4
+
+
+def test_greedy_is_asked_for_by_temperature_zero_and_by_nothing_else():
+    greedy, again = sample(1, temperature=0.0), sample(2, temperature=0.0)
+    np.testing.assert_array_equal(greedy.tokens, again.tokens)
+    assert (greedy.logp == 0).all() and greedy.completion_mask[:, P:].all()
+    logits = jax.jit(POLICY.apply)({"params": params()}, greedy.tokens, greedy.valid)
+    np.testing.assert_array_equal(greedy.tokens[:, P:], logits[:, P - 1 : -1].argmax(-1))
+    cold = sample(1, temperature=0.01)
+    np.testing.assert_array_equal(cold.tokens, greedy.tokens)
+    for unrestricted in ({}, {"top_p": 0.99}, {"top_k": VOCAB}):
+        tokens = [sample(key, temperature=6.0, **unrestricted).tokens for key in range(3)]
+        assert len({t.tobytes() for t in tokens}) == 3
+
+
+def test_eos_as_the_first_token_ends_the_row_with_that_token_alone():
+    eos = int(sample(7).tokens[1, P])
+    s = sample(7, eos_id=eos)
+    assert s.completion_mask[1].sum() == 1 and s.completion_mask[1, P]
+    assert s.tokens[1, P] == eos and (s.tokens[1, P + 1 :] == PAD).all()
+    assert s.logp[1, P] == sample(7).logp[1, P] < 0 and (s.logp[1, P + 1 :] == 0).all()
+
+
+def test_budget_bounds_the_new_tokens_of_each_prompt():
+    budget = np.array([0, 2, 99], np.int32)
+    s, free = sample(budget=budget, samples_per_prompt=4), sample(samples_per_prompt=4)
+    np.testing.assert_array_equal(s.completion_mask.sum(axis=1), np.repeat([0, 2, C], 4))
+    np.testing.assert_array_equal(
+        s.tokens[:, P:], np.where(s.completion_mask, free.tokens, PAD)[:, P:]
+    )
+
+
+def test_nothing_is_sampled_where_no_row_may():
+    s = sample(budget=np.zeros(3, np.int32))
+    assert not s.completion_mask.any() and (s.logp == 0).all()
+
+
+def test_a_batch_of_one_with_one_token():
+    tokens, valid = prompts()
+    one = sampler(completion_tokens=1)
+    s = one(params(), tokens[1:2], valid[1:2], np.array([1], np.int32), jax.random.key(0))
+    assert s.tokens.shape == (1, P + 1) and s.completion_mask.sum() == 1
+    assert s.tokens[0, P] != PAD
+
+
+def test_samples_that_share_a_prefill_equal_samples_that_do_not():
+    shared = sample(samples_per_prompt=4)
+    tokens, valid = (np.repeat(x, 4, axis=0) for x in prompts())
+    alone = sampler()(params(), tokens, valid, np.repeat(FULL, 4), jax.random.key(1))
+    np.testing.assert_array_equal(shared.tokens, alone.tokens)
+    np.testing.assert_allclose(shared.logp, alone.logp, atol=1e-5)
+
+
+def test_pad_is_never_chosen_though_its_logit_be_the_largest():
+    trunk = params()["trunk"]
+    embedding = trunk["embedding"]
+    best = jax.jit(functools.partial(POLICY.apply, method="hidden"))
+    hidden = best({"params": params()}, *prompts())[0][0, -1]
+    loud = params() | {"trunk": trunk | {"embedding": embedding.at[PAD].set(10 * hidden)}}
+    s = sampler()(loud, *prompts(), FULL, jax.random.key(0))
+    assert (np.asarray(s.tokens[:, P:]) != PAD).all()
+    logp, _ = jax.jit(functools.partial(token_logps, POLICY, temperature=1.0))(
+        loud, s.tokens, s.valid
+    )
+    np.testing.assert_allclose(np.where(s.completion_mask, logp, 0), s.logp, atol=1e-5)
+
+
+def test_a_prompt_of_padding_alone_does_no_harm():
+    tokens, valid = prompts()
+    empty = np.zeros_like(valid)
+    s = sampler()(params(), tokens, empty, FULL, jax.random.key(0))
+    assert np.isfinite(s.logp).all() and (np.asarray(s.tokens[:, P:]) != PAD).all()
+
+
+def test_other_params_and_keys_compile_nothing_new():
+    sample(1)
+    compiled = []
+
+    def listen(event, duration, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    other = jax.tree.map(lambda x: x * 0.5, params())
+    keys = [jax.random.key(i) for i in range(3)]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    for key in keys:
+        sampler()(other, *prompts(), FULL, key)
+    assert not compiled
+    sampler(completion_tokens=2)(other, *prompts(), FULL, keys[0])
+    assert compiled  # the listener hears a new program
+
+
+def test_bfloat16_log_probs_agree_with_the_trainers_path():
+    half = PolicyModel(dataclasses.replace(CONFIG, dtype="bfloat16"), VOCAB, PAD)
+    run = make_sampler(
+        half, mesh(), completion_tokens=C, samples_per_prompt=2, temperature=1.0, eos_id=NEVER
+    )
+    s = run(params(), *prompts(), FULL, jax.random.key(0))
+    logp, _ = jax.jit(functools.partial(token_logps, half, temperature=1.0))(
+        params(), s.tokens, s.valid
+    )
+    assert s.logp.dtype == jnp.float32
+    np.testing.assert_allclose(np.where(s.completion_mask, logp, 0), s.logp, atol=0.2)

@@ -259,7 +259,10 @@ class Tokenizer:
             i = self._inner.token_to_id(name) if name else None
             if i is not None and i != self.eos_id:
                 return i
-        return self.eos_id
+        # The policy gives PAD no probability, so it must not be the EOS: one more id, never text.
+        self._table.append(b"")
+        self.vocab_size += 1
+        return self.vocab_size - 1
 
 
 def _token_name(names: Mapping[str, Any], key: str) -> str:

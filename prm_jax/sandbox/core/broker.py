@@ -21,7 +21,7 @@ from prm_jax.sandbox.core.verdicts import BadTests, Limits, Spec, Steps
 _MAX_TRIES = 3
 _MAX_JOBS_PER_ZYGOTE = 10_000
 _RETEST_S = 300.0
-_MAX_START_FAILURES = 10
+_MAX_START_FAILURES, _START_FAILURES_S = 10, 10.0
 
 
 @dataclasses.dataclass
@@ -53,7 +53,8 @@ class Broker:
         self._owner: dict[Zygote, Job] = {}
         self._groups: list[cgroup.Group] = []
         self._slot = 0
-        self._failures = {False: 0, True: 0}  # zygotes that did not start, in a row, by kind
+        # when zygotes failed to start since the last one that did, without and with NumPy
+        self._failures: dict[bool, list[float]] = {False: [], True: []}
         client.setblocking(False)
         self._selector.register(client, selectors.EVENT_READ, None)
 
@@ -217,7 +218,7 @@ class Broker:
             job = self._owner[zygote]
             if all(r.outcome for _, r in job.runs):
                 self._advance(job)
-            elif run.spec.mode == "tester":
+            elif run.spec.mode == "tester" and not run.outcome.left_alone:
                 job.runs[0][1].stop("done")  # nobody asks the program any more
 
     def _advance(self, job: Job) -> None:
@@ -303,7 +304,7 @@ class Broker:
         following = tests.index((job.request, job.expected)) + 1
         if following == len(tests):
             zygote.checked = time.monotonic()
-            self._failures[zygote.numpy] = 0
+            self._failures[zygote.numpy].clear()
         else:
             request, expected = tests[following]
             self._begin(Job(0, request, zygote=zygote, expected=expected))
@@ -315,8 +316,9 @@ class Broker:
 
     def _count_failure(self, numpy: bool, reason: str) -> None:
         """Give up the jobs that wait for zygotes which do not start."""
-        self._failures[numpy] += 1
-        if self._failures[numpy] < _MAX_START_FAILURES:
+        self._failures[numpy].append(time.monotonic())
+        since_s = time.monotonic() - self._failures[numpy][0]
+        if len(self._failures[numpy]) < _MAX_START_FAILURES or since_s < _START_FAILURES_S:
             return
         text = f"zygotes{' with NumPy' if numpy else ''} cannot be started: {reason}"
         for job in [j for j in self._starting if not j.zygote and self._numpy(j) == numpy]:

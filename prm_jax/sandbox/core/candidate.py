@@ -10,6 +10,7 @@ from typing import Any
 from prm_jax.sandbox.core import child, frames, values
 
 _MAX_OBJECTS = 10_000
+_MAX_TEXT = 10_000
 
 
 def serve(job: dict[str, Any], requests: int, responses: int, out: int) -> int:
@@ -25,7 +26,7 @@ def serve(job: dict[str, Any], requests: int, responses: int, out: int) -> int:
         try:
             response = desk.answer(*request)
         except BaseException as error:
-            response = ["x", _builtin_name(error), child.text_of(error), *child.report(error)]
+            response = ["x", _builtin_name(error), _text(error), *child.report(error)]
         frames.write(responses, response)
 
 
@@ -63,6 +64,13 @@ class _Desk:
         if data[0] != "h":
             raise values.Malformed("unknown tag")
         return self._objects[data[1]]
+
+
+def _text(error: BaseException) -> str:
+    """What the error was made with; `str` of a KeyError has quotes around it."""
+    if len(error.args) == 1 and type(error.args[0]) is str:
+        return error.args[0][:_MAX_TEXT]
+    return child.text_of(error)
 
 
 def _is_mutable(value: Any) -> bool:

@@ -169,8 +169,11 @@ class Zygote:
         """Handle one message; raises Infrastructure when the zygote is gone."""
         try:
             message, fds, _, _ = socket.recv_fds(self.socket, _MESSAGE_BYTES, 1, _MSG_CMSG_CLOEXEC)
+            self._handle(message, fds)
         except OSError as error:
             raise Infrastructure(f"zygote lost: {error}") from error
+
+    def _handle(self, message: bytes, fds: list[int]) -> None:
         if message == b"self":
             self.pidfd = fds[0]
             if self.group:
@@ -188,13 +191,13 @@ class Zygote:
             raise Infrastructure("a zygote is gone")
 
     def start(self, run: Run, more_fds: list[int]) -> None:
-        """Fork a child for the run. `more_fds` join it to another child; raises Infrastructure."""
+        """Fork a child for the run. `more_fds`, which join it to another, are closed here.
+
+        Raises Infrastructure.
+        """
         spec = run.spec
         self.run = run
         self.jobs += 1
-        if self.group:
-            self.group.limit(spec.limits.memory_bytes + _ZYGOTE_SHARE_BYTES)
-            self._kills = self.group.kills()
         fds = [_memory_file(frames.dump(spec.job))]
         if spec.mode == "stdio":
             run.stdout_fd, theirs = _pipe()
@@ -208,6 +211,9 @@ class Zygote:
         fds += [*more_fds, theirs]
         run.started = time.monotonic()
         try:
+            if self.group:
+                self.group.limit(spec.limits.memory_bytes + _ZYGOTE_SHARE_BYTES)
+                self._kills = self.group.kills()
             socket.send_fds(self.socket, [json.dumps(request).encode()], fds)
         except OSError as error:
             raise Infrastructure(f"zygote lost: {error}") from error

@@ -55,6 +55,11 @@ class Outcome:
     stdout: bytes = b""
     stopped_for: str = ""  # timeout, memory, output, or done: why the broker killed it
 
+    @property
+    def left_alone(self) -> bool:
+        """Of a tester: whether the program's process ended before the tests did."""
+        return bool(self.frames) and self.frames[-1][:1] == ["gone"]
+
 
 Steps = Generator[list[Spec], list[Outcome], Verdict]
 
@@ -235,8 +240,7 @@ def _proxied(program: str, plan: _Plan, limits: Limits) -> Steps:
                 break
         got += 1
     if got < count and not (plan.stop_at_first and trouble):
-        left_alone = _heads(theirs) == ["gone"]  # the program's process ended first
-        trouble = trouble or _death(ours if left_alone else theirs)
+        trouble = trouble or _death(ours if theirs.left_alone else theirs)
     if ours.stopped_for not in ("", "done"):
         trouble = _death(ours)
     if plan.setup and passes:
@@ -247,10 +251,6 @@ def _proxied(program: str, plan: _Plan, limits: Limits) -> Steps:
 
 
 _STATUSES = ("failed", "error", "memory", "forbidden")
-
-
-def _heads(outcome: Outcome) -> list[str]:
-    return [f[0] for f in outcome.frames[-1:] if isinstance(f, list) and f]
 
 
 def _stdio(program: str, tests: dict[str, Any], limits: Limits) -> Steps:

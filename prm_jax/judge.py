@@ -37,7 +37,8 @@ class BadLine(ValueError):
 class _Line:
     """A line of the input: its id, and either work under way or why there is none."""
 
-    id: Any
+    number: int
+    id: Any = None
     verdict: Future[Verdict] | None = None
     trouble: str = ""
 
@@ -113,7 +114,7 @@ def _submit(
     limits: Limits,
     sandbox: Sandbox,
 ) -> _Line:
-    item = _Line(id=None)
+    item = _Line(number)
     try:
         row = _object(line)
         item.id = row.get("id", row.get("task_id", number))
@@ -135,7 +136,7 @@ def _record(line: _Line, tier: str) -> dict[str, Any]:
             verdict = line.verdict.result()
             record |= dataclasses.asdict(verdict) | {"passed": verdict.passed}
         except SandboxError as error:
-            record["message"] = str(error)
+            record["message"] = f"line {line.number}: {error}"
     return record
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sandbox_attacks import descendants, gone
 
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests
@@ -267,6 +268,7 @@ def test_cpu_time_counts_and_wall_time_does_not():
         assert [v.status for v in many.judge(works)] == ["passed"] * 12
 
 
+@pytest.mark.slow
 def test_a_blocked_program_meets_the_wall_backstop(sandbox):
     start = time.monotonic()
     program = "import time\ntime.sleep(1000)"
@@ -356,30 +358,6 @@ def test_close_ends_all_work():
     running.close()
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes below this one."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = list(parents.get(pid, []))
-    for child in found:
-        found += parents.get(child, [])
-    return found
-
-
-def gone(pids: list[int], within_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
-            return True
-        time.sleep(0.02)
-    return False
-
-
 MIXED = (
     ("def f(x): return x * x  # {}", SQUARE, "passed"),
     ("def f(x): return x + x  # {}", SQUARE, "failed"),
@@ -395,6 +373,7 @@ def soak(jobs: int, pause_s: float, without: tuple[str, ...] = ()) -> tuple[int,
     """
     source, last, killed = random.Random(0), time.monotonic(), 0
     with Sandbox(min_tier="T4", without=without) as running:
+        tier = running.tier
 
         def kill() -> int:
             broker = running._process.pid
@@ -419,7 +398,7 @@ def soak(jobs: int, pause_s: float, without: tuple[str, ...] = ()) -> tuple[int,
                 if time.monotonic() - last > pause_s:
                     killed += kill()
                     last = time.monotonic()
-        assert running.submit("def f(x): return x * x", SQUARE).result().passed
+        assert running.submit("def f(x): return x * x", SQUARE).result().tier == tier
         ours, brokers = (
             len(os.listdir(f"/proc/{pid}/fd")) for pid in (os.getpid(), running._process.pid)
         )

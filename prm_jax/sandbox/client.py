@@ -67,7 +67,7 @@ class Sandbox:
             )
         self.jobs = jobs or len(os.sched_getaffinity(0))
         self.tier = ""
-        self._config = {
+        self._config: dict[str, Any] = {
             "jobs": self.jobs,
             "min_tier": min_tier,
             "without": sorted(without),
@@ -205,6 +205,7 @@ class Sandbox:
                 raise SandboxError(f"the broker died at its start, status {process.returncode}")
             raise SandboxRefused(hello["refused"])
         self.tier = hello["tier"]
+        self._config |= hello  # if this broker dies, the next one isolates as well as it did
 
     def _start_again(self) -> str:
         """Start another broker; returns why there is none."""
@@ -213,8 +214,6 @@ class Sandbox:
             try:
                 self._start()
                 return ""
-            except SandboxRefused as error:
-                return str(error)
             except SandboxError as error:
                 trouble = str(error)
         return trouble

@@ -33,7 +33,10 @@ def first_zygote(
     failures: list[tuple[tiers.Attempt, str]] = []
     interpreter, folders = pool.base_interpreter(), pool.numpy_folders(config["path"])
     setting = Setting(tiers.Attempt("", frozenset()), empty_folder, interpreter, folders)
-    for attempt in tiers.attempts(os.geteuid() == 0, frozenset(config["without"])):
+    attempts = tiers.attempts(os.geteuid() == 0, frozenset(config["without"]))
+    if "layers" in config:  # a broker that replaces another keeps its tier
+        attempts = [tiers.Attempt(config["tier"], frozenset(config["layers"]))]
+    for attempt in attempts:
         setting = dataclasses.replace(setting, attempt=attempt)
         reason = ""
         for _ in range(_TRIES):
@@ -108,7 +111,8 @@ def main() -> None:
             if zygote:
                 zygote.end()
             return
-        frames.write(client.fileno(), {"tier": tier})
+        layers = sorted(setting.attempt.layers)
+        frames.write(client.fileno(), {"tier": tier, "layers": layers})
         broker = Broker(client, config["jobs"], setting)
         broker.adopt(zygote)
         try:

@@ -302,7 +302,7 @@ class LabelConfig(_Section):
     checkpoints: int = 4
     """Checkpoints of the baseline, evenly spaced, that the responses come from."""
     prompts: int = 1_000
-    """Training prompts that each checkpoint answers (at most problems.train)."""
+    """Training prompts that each checkpoint answers, other ones each time while the set lasts."""
     responses_per_prompt: int = 1
     """n: responses of each checkpoint to each prompt."""
     validation_prompts: int = 64

@@ -98,22 +98,23 @@ def label(run: Run) -> None:
 
 
 def _responses(run: Run, memo: Memo, journal: Journal, policies: dict[int, Any]) -> list[Response]:
-    """Judged responses of every checkpoint to the label prompts, training ones first."""
+    """Judged responses of every checkpoint, to training and to validation prompts."""
     config = run.config.label
     sampling = Sampling(
         run, memo, samples=config.responses_per_prompt, temperature=config.temperature
     )
-    prompts: list[tuple[Split, Problem]] = [
-        *(("train", problem) for problem in _first(run.problems.train, config.prompts)),
-        *(
-            ("validation", problem)
-            for problem in _first(run.problems.validation, config.validation_prompts)
-        ),
-    ]
-    starts = [Start(problem) for _, problem in prompts]
     responses = []
-    with Progress(len(starts) * len(policies), "label: responses", "prompts") as progress:
-        for step, params in policies.items():
+    n = config.prompts + config.validation_prompts
+    with Progress(n * len(policies), "label: responses", "prompts") as progress:
+        for number, (step, params) in enumerate(policies.items()):
+            prompts: list[tuple[Split, Problem]] = [
+                *(("train", p) for p in _slice(run.problems.train, number, config.prompts)),
+                *(
+                    ("validation", p)
+                    for p in _slice(run.problems.validation, number, config.validation_prompts)
+                ),
+            ]
+            starts = [Start(problem) for _, problem in prompts]
             key = run.key(Stream.RESPOND, step)
             attempts = sampling.run(params, starts, key, journal, f"respond/{step}", progress)
             for (split, problem), row in zip(prompts, attempts, strict=True):
@@ -121,8 +122,12 @@ def _responses(run: Run, memo: Memo, journal: Journal, policies: dict[int, Any])
     return responses
 
 
-def _first(problems: Sequence[Problem], n: int) -> list[Problem]:
-    return [problems[i] for i in range(min(n, len(problems)))]
+def _slice(problems: Sequence[Problem], number: int, n: int) -> list[Problem]:
+    """The number-th slice of n problems, going round: checkpoints share prompts only if they must.
+
+    More prompts teach a PRM more than more answers to each (LABBOOK.md).
+    """
+    return [problems[(number * n + i) % len(problems)] for i in range(n)]
 
 
 def _response(run: Run, problem: Problem, split: Split, step: int, attempt: Attempt) -> Response:

@@ -90,7 +90,7 @@ class TokenizerConfig(_Section):
 
     path: str = ""
     """A `tokenizer.json`; empty trains a byte-level BPE on the SFT pairs at first use."""
-    vocab_size: int = 896
+    vocab_size: int = 704
     """Entries of the BPE that is trained; the model's vocabulary follows the tokenizer."""
     eos: str = ""
     """End-of-sequence token of `path`; empty tries the usual names."""
@@ -392,7 +392,7 @@ class Config(_Section):
     """ValueInit: the critic of `rl_prm` starts as the PRM, its head scaled to the returns."""
     max_prompt_tokens: int = 48
     """P: a prompt that is longer is refused."""
-    max_completion_tokens: int = 56
+    max_completion_tokens: int = 68
     """C: a response is cut off after this many tokens."""
     problems: ProblemsConfig = ProblemsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -31,8 +31,14 @@ _PAD_NAMES = (
 )  # fmt: skip
 
 # Pieces that no token crosses: a newline; a digit; the head of a statement (`    b =`, `return`),
-# a label (`b:`), a comment sign; and what lies between these.
-_PIECES = r"\n|[0-9]| *return\b:?| *[A-Za-z_]\w*(?: =|:)(?= )| *#|[^\n0-9]+"
+# a label (`b:`), a comment sign; the name of a variable; and what lies between these. A name is a
+# letter by itself (`f` and the loops' `v` and `i` are not): an expression then has the same tokens
+# whatever it is about, and what is learned of it with one name holds for all (LABBOOK.md).
+_NAME = r" ?\b[a-eghj-uw-z]\b"
+_PIECES = (
+    r"\n|[0-9]| *return\b:?| *[A-Za-z_]\w*(?: =|:)(?= )| *#|"
+    rf"{_NAME}|[^\n0-9]+?(?=\n|[0-9]|{_NAME}|$)"
+)
 
 
 class TokenizerError(ValueError):

@@ -7,21 +7,24 @@ Each stage leaves its results in the workdir. The same command again goes on whe
 """
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import difflib
+import fcntl
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import jax
 import tyro
+from jax.sharding import Mesh
 
 from prm_jax import __version__
 from prm_jax.config import Config, ConfigError
@@ -124,6 +127,21 @@ def check_order(stages: Sequence[str], workdir: Path) -> None:
                 )
 
 
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps the workdir to this process; raises ConfigError if another one is at work in it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--workdir = {str(workdir)!r} is in use by another process: wait for it, or "
+                "choose another"
+            ) from None
+        yield
+
+
 def open_workdir(workdir: Path, config: Config) -> None:
     """Writes config and versions, or checks that the workdir's own config is this one.
 
@@ -197,41 +215,44 @@ def load_tokenizer(config: Config, workdir: Path, pairs: Sequence[tuple[str, str
 
 
 def run_stages(arguments: Arguments) -> None:
+    """Checks what can be checked, then runs the stages that are asked for and not finished."""
     config, workdir = arguments.config, arguments.workdir
     stages = parse_stages(arguments.stages)
     check_order(stages, workdir)
-    open_workdir(workdir, config)
-    say(f"prm_jax: {arguments.config_file} in {workdir}, seed {config.seed}, stages {stages}")
-
-    sandbox_config = config.sandbox
     # The sandbox starts its processes first: JAX's threads must never be forked.
     with (
-        Sandbox(jobs=sandbox_config.jobs, min_tier=sandbox_config.min_tier) as sandbox,
+        locked(workdir),
+        Sandbox(jobs=config.sandbox.jobs, min_tier=config.sandbox.min_tier) as sandbox,
         MetricsLog(workdir) as log,
     ):
+        open_workdir(workdir, config)
+        say(f"prm_jax: {arguments.config_file} in {workdir}, seed {config.seed}, stages {stages}")
         mesh = make_mesh(config.mesh)
         say(f"sandbox tier {sandbox.tier}; {len(jax.devices())} device(s), mesh {dict(mesh.shape)}")
-        problems = load_problems(config.problems, workdir / "problems", sandbox_config.limits())
-        tokenizer = load_tokenizer(config, workdir, problems.sft)
-        run = Run(
-            config=config,
-            workdir=workdir,
-            mesh=mesh,
-            tokenizer=tokenizer,
-            problems=problems,
-            sandbox=sandbox,
-            log=log,
-            policy=PolicyModel(config.model, tokenizer.vocab_size, tokenizer.pad_id),
-            scalar=ScalarModel(config.model, tokenizer.vocab_size),
-        )
+        run = _make_run(config, workdir, mesh, sandbox, log)
         check_fit(run)
         params = abstract_params(run.policy, mesh)
         write_atomically(workdir / "parameters.txt", parameter_table(params) + "\n")
         say(f"policy: {sum(x.size for x in jax.tree.leaves(params)):,} parameters")
-
         with jax.set_mesh(mesh):
             for stage in stages:
                 _run_stage(stage, run)
+
+
+def _make_run(config: Config, workdir: Path, mesh: Mesh, sandbox: Sandbox, log: MetricsLog) -> Run:
+    problems = load_problems(config.problems, workdir / "problems", config.sandbox.limits())
+    tokenizer = load_tokenizer(config, workdir, problems.sft)
+    return Run(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        problems=problems,
+        sandbox=sandbox,
+        log=log,
+        policy=PolicyModel(config.model, tokenizer.vocab_size, tokenizer.pad_id),
+        scalar=ScalarModel(config.model, tokenizer.vocab_size),
+    )
 
 
 def _run_stage(stage: str, run: Run) -> None:

@@ -165,6 +165,12 @@ def test_other_settings_in_a_used_workdir_are_refused_by_name(whole, capsys):
     assert "ppo.clip_low: 0.2 -> 0.1" in capsys.readouterr().err
 
 
+def test_a_workdir_in_use_is_refused(tmp_path, capsys):
+    with train.locked(tmp_path / "run"):
+        assert train.main(command(tmp_path / "run")[3:]) == 2
+    assert "in use by another process" in capsys.readouterr().err
+
+
 def test_a_stage_without_what_it_needs_is_refused_before_any_work(tmp_path, capsys):
     argv = command(tmp_path / "new", "--stages", "rl_prm")[3:]
     assert train.main(argv) == 2

@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
@@ -39,7 +41,7 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         self._pending: tuple[str, int, float, dict[str, Any]] | None = None
         self._purge: dict[str, int] = {}  # stage -> first step that TensorBoard shall forget
-        self._boards: dict[str, SummaryWriter] = {}
+        self._boards: dict[str, _Board] = {}
         self._file = None
         if self._writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +69,20 @@ class MetricsLog:
             self._write(*previous)
 
     def flush(self) -> None:
-        """Writes what is pending. To be called before a checkpoint is saved: a run that resumes
-        from it does not log the steps before it again."""
+        """Brings all that was logged to the disk, TensorBoard's events included.
+
+        To be called before a checkpoint is saved: a run that resumes from it does not log the
+        steps before it again.
+        """
         previous, self._pending = self._pending, None
-        if previous is not None:
-            self._write(*previous)
+        try:
+            if previous is not None:
+                self._write(*previous)
+        finally:
+            if self._file is not None:
+                os.fsync(self._file.fileno())
+            for board in self._boards.values():
+                board.flush()
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets what `stage` logged at `step` and later, because these steps will run again."""
@@ -119,22 +130,50 @@ class MetricsLog:
             line = {"stage": stage, "step": step, "time_s": round(time_s, 3), **values}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            board = self._board(stage)
-            for name, value in values.items():
-                board.add_scalar(name, value, step, walltime=time_s)
+            self._board(stage).write(step, time_s, values)
         for name, value in values.items():
             if not math.isfinite(value):
                 raise NonFiniteMetric(f"{stage} step {step}: {name} is {value}")
 
-    def _board(self, stage: str) -> SummaryWriter:
+    def _board(self, stage: str) -> "_Board":
         if stage not in self._boards:
-            self._boards[stage] = SummaryWriter(
-                str(self.path.parent / "tensorboard" / stage),
-                purge_step=self._purge.pop(stage, None),
-                # The default name has a resolution of one second: a quick restart would overwrite.
-                filename_suffix=f".{time.time_ns()}",
-            )
+            directory = self.path.parent / "tensorboard" / stage
+            self._boards[stage] = _Board(directory, purge_step=self._purge.pop(stage, None))
         return self._boards[stage]
+
+
+class _Board:
+    """A new TensorBoard event file in `directory`.
+
+    Written in the caller's thread: tensorboardX's SummaryWriter hands events to a thread of its
+    own, and its `flush` leaves those that the thread has not taken yet.
+    """
+
+    FLUSH_EVERY_S = 30.0  # for who looks on while the run is on
+
+    def __init__(self, directory: Path, purge_step: int | None):
+        directory.mkdir(parents=True, exist_ok=True)
+        # The default name has a resolution of one second: a quick restart would overwrite.
+        self._events = EventsWriter(str(directory / "events"), f".{time.time_ns()}")
+        self._flushed_s = -math.inf
+        if purge_step is not None:  # TensorBoard forgets what it was told of this step and later
+            session = SessionLog(status=SessionLog.START)
+            self._events.write_event(
+                Event(wall_time=time.time(), step=purge_step, session_log=session)
+            )
+
+    def write(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._events.write_event(Event(wall_time=time_s, step=step, summary=Summary(value=scalars)))
+        if time.monotonic() - self._flushed_s >= self.FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        self._events.flush()
+        self._flushed_s = time.monotonic()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:

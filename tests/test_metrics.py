@@ -3,8 +3,11 @@
 import io
 import json
 import math
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,8 @@ from tensorboardX.record_writer import masked_crc32c
 
 from prm_jax import metrics
 from prm_jax.metrics import MetricsLog, NonFiniteMetric, Progress, read_metrics
+
+ROOT = Path(__file__).parents[1]
 
 
 def without_time(lines):
@@ -81,6 +86,41 @@ def test_a_killed_run_resumes_to_the_same_lines(tmp_path):
     run(broken, range(4, 8), resume_at=4)  # the last checkpoint was at step 4
 
     assert without_time(read_metrics(broken)) == without_time(read_metrics(tmp_path / "whole"))
+
+
+DIES = """
+import os, signal, sys
+from prm_jax.metrics import MetricsLog
+
+log = MetricsLog(sys.argv[1])
+for step in range(8):
+    log.log("rl", step, {"reward/outcome": step / 8, "reward/kl": -1.0})
+log.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_flushed_survives_a_kill(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], cwd=ROOT)
+    assert dead.returncode == -signal.SIGKILL
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(8))
+    scalars = [
+        (event.step, {value.tag: value.simple_value for value in event.summary.value})
+        for event in events(tmp_path / "tensorboard" / "rl")
+        if event.HasField("summary")
+    ]
+    assert scalars == [(n, {"reward/outcome": n / 8, "reward/kl": -1.0}) for n in range(8)]
+
+
+def test_a_bad_number_is_on_the_disk_when_flush_names_it(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.log("prm", 0, {"prm/loss": 1.0})
+    log.log("prm", 1, {"prm/loss": math.inf})
+    with pytest.raises(NonFiniteMetric):
+        log.flush()
+    values = [event.summary.value for event in events(tmp_path / "tensorboard" / "prm")]
+    assert [value[0].simple_value for value in values if value] == [1.0, math.inf]
+    log.close()
 
 
 def test_a_torn_line_is_dropped_without_rewind(tmp_path):

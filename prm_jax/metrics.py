@@ -18,11 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto import event_pb2, summary_pb2
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
+# Protocol buffers make their classes on import, where type checkers don't see them.
+_EVENT: Any = event_pb2
+_SUMMARY: Any = summary_pb2
 _RESERVED = ("stage", "step", "time_s")
 
 
@@ -157,14 +159,16 @@ class _Board:
         self._events = EventsWriter(str(directory / "events"), f".{time.time_ns()}")
         self._flushed_s = -math.inf
         if purge_step is not None:  # TensorBoard forgets what it was told of this step and later
-            session = SessionLog(status=SessionLog.START)
+            session = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
             self._events.write_event(
-                Event(wall_time=time.time(), step=purge_step, session_log=session)
+                _EVENT.Event(wall_time=time.time(), step=purge_step, session_log=session)
             )
 
     def write(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._events.write_event(Event(wall_time=time_s, step=step, summary=Summary(value=scalars)))
+        summary = _SUMMARY.Summary()
+        for name, value in values.items():
+            summary.value.add(tag=name, simple_value=value)
+        self._events.write_event(_EVENT.Event(wall_time=time_s, step=step, summary=summary))
         if time.monotonic() - self._flushed_s >= self.FLUSH_EVERY_S:
             self.flush()
 

@@ -50,6 +50,10 @@ class Checkpoints:
         if step not in self.steps():
             self._manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, tree)))
 
+    def wait(self) -> None:
+        """Returns when every save that was started is on disk."""
+        self._manager.wait_until_finished()
+
     def restore(self, step: int, like: Any) -> Any:
         """The tree saved at `step`, each array in the shape, dtype and sharding of `like`'s.
 

@@ -409,6 +409,15 @@ class Config(_Section):
     def __post_init__(self):
         self._positive("max_prompt_tokens", "max_completion_tokens")
         self._not_negative("seed")
+        bound = self.ppo.gamma ** (self.max_completion_tokens - 1)
+        weights = self.dense.lam_fail + self.dense.lam_pass
+        if self.dense.enabled and weights >= bound and not self.dense.allow_rank_inversion:
+            raise ConfigError(
+                f"ppo.gamma = {self.ppo.gamma} is not allowed with dense.lam_fail + dense.lam_pass "
+                f"= {weights:.3g}: a passing program's outcome may be discounted to {bound:.3g}, "
+                "less than a failing one could earn; raise ppo.gamma, lower the weights, or accept "
+                "it with dense.allow_rank_inversion"
+            )
         if self.label.checkpoints > self.ppo.steps:
             raise ConfigError(
                 f"label.checkpoints = {self.label.checkpoints} is not allowed: the baseline has "
@@ -429,7 +438,7 @@ def paper_recipe(config: Config) -> Config:
         value_init=True,
         dense=DenseConfig(enabled=True, lam_fail=0.25, lam_pass=0.025),
         label=replace(
-            config.label, checkpoints=4, samples_per_prefix=20, wave=20, completer="policy"
+            config.label, checkpoints=4, samples_per_prefix=20, wave=5, completer="policy"
         ),
         prm=replace(config.prm, selection="revised_only", loss_on="all"),
         evaluate=replace(config.evaluate, samples=10, temperature=0.2),

@@ -14,9 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tokenizers
-from jaxtyping import Bool, Int
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 EOS, PAD = "<eos>", "<pad>"  # of the tokenizers that are trained here
@@ -43,10 +41,6 @@ _PIECES = (
 
 class TokenizerError(ValueError):
     """A tokenizer.json that cannot be used; says which and why."""
-
-
-class PromptTooLong(ValueError):
-    """A text has more tokens than its place on the grid."""
 
 
 class Tokenizer:
@@ -140,26 +134,6 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, in parallel."""
         return [e.ids for e in self._inner.encode_batch(list(texts), add_special_tokens=False)]
-
-    def encode_batch_left(
-        self, texts: Sequence[str], width: int
-    ) -> tuple[Int[np.ndarray, "N width"], Bool[np.ndarray, "N width"]]:
-        """Token ids, left-padded to `width`, and which of them are text.
-
-        Raises PromptTooLong for a text of more than `width` tokens.
-        """
-        tokens = np.full((len(texts), width), self.pad_id, np.int32)
-        valid = np.zeros((len(texts), width), bool)
-        for row, (text, ids) in enumerate(zip(texts, self.encode_batch(texts), strict=True)):
-            if len(ids) > width:
-                raise PromptTooLong(
-                    f"the text that starts {text[:60]!r} has {len(ids)} tokens, but "
-                    f"max_prompt_tokens = {width}: raise it to at least {len(ids)}"
-                )
-            if ids:
-                tokens[row, -len(ids) :] = ids
-                valid[row, -len(ids) :] = True
-        return tokens, valid
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special tokens are dropped, invalid UTF-8 becomes U+FFFD."""

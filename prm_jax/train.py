@@ -15,9 +15,10 @@ import fcntl
 import json
 import os
 import platform
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -27,21 +28,27 @@ import tyro
 from jax.sharding import Mesh
 
 from prm_jax import __version__
-from prm_jax.config import Config, ConfigError
+from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.config_file import differences, load_config
-from prm_jax.metrics import MetricsLog, duration
+from prm_jax.metrics import MetricsLog, NonFiniteMetric, duration
 from prm_jax.model.heads import PolicyModel, ScalarModel
-from prm_jax.problems import load_problems
-from prm_jax.report import write_report
+from prm_jax.problems import ProblemSets, load_problems
+from prm_jax.report import ReportError, write_report
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
-from prm_jax.sharding import abstract_params, batch_shards, make_mesh, parameter_table
+from prm_jax.sharding import (
+    ShardingError,
+    abstract_params,
+    batch_shards,
+    make_mesh,
+    parameter_table,
+)
 from prm_jax.stages.evaluate import evaluate
 from prm_jax.stages.label import label
 from prm_jax.stages.prm import prm
 from prm_jax.stages.rl import rl, rl_prm
-from prm_jax.stages.run import Run, write_atomically
+from prm_jax.stages.run import Run, deciding, write_atomically
 from prm_jax.stages.sft import sft
-from prm_jax.tokenizer import Tokenizer
+from prm_jax.tokenizer import Tokenizer, TokenizerError
 
 STAGES = ("sft", "rl", "label", "prm", "rl_prm", "evaluate", "report")
 NEEDS = {
@@ -53,8 +60,16 @@ NEEDS = {
     "evaluate": ("sft",),
     "report": (),
 }
-# Settings that say where a run computes, not what: a workdir may be gone on with under others.
-FREE_SETTINGS = ("mesh", "sandbox")
+# The first stage that reads a section of the settings, where it is not the first of all.
+READ_FIRST_BY = {
+    "ppo": "rl",
+    "label": "rl",  # how many checkpoints to keep
+    "prm": "prm",
+    "dense": "rl_prm",
+    "value_init": "rl_prm",
+    "evaluate": "evaluate",
+}
+TOKENIZER = "tokenizer.json"
 COMPILED = Path.home() / ".cache/prm_jax/compiled"
 DEFAULT_CONFIG = Path("configs/tiny.py")
 PACKAGES = (
@@ -143,26 +158,29 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def open_workdir(workdir: Path, config: Config) -> None:
-    """Writes config and versions, or checks that the workdir's own config is this one.
+    """Writes config and versions, or checks that the run in the workdir can go on with them.
 
-    Raises ConfigError naming the fields that differ: a run goes on with the settings it began with.
+    Raises ConfigError naming the settings that differ from those that a stage has already read;
+    settings that no stage has read yet may change, and so may those that decide no number.
     """
-    resolved = dataclasses.asdict(config)
-    resolved = json.loads(json.dumps(resolved))  # tuples become lists, as in the file
+    resolved = json.loads(to_json(config))
     path = workdir / "config.json"
     if path.exists():
-        changed = [
+        used = [
             line
-            for line in differences(json.loads(path.read_text()), resolved)
-            if not line.startswith(tuple(f"{name}." for name in FREE_SETTINGS))
+            for line in differences(deciding(json.loads(path.read_text())), deciding(resolved))
+            if (workdir / READ_FIRST_BY.get(re.split("[.:]", line)[0], STAGES[0])).exists()
         ]
-        if changed:
+        if used:
             raise ConfigError(
                 f"{workdir} holds a run with other settings:\n  "
-                + "\n  ".join(changed)
+                + "\n  ".join(used)
                 + "\nuse another --workdir, or the settings that it began with"
             )
-        return
+    if not (workdir / STAGES[0]).exists():
+        (workdir / TOKENIZER).unlink(
+            missing_ok=True
+        )  # trained under settings that may have changed
     versions = {name: version(name) for name in PACKAGES}
     versions |= {
         "prm_jax": __version__,
@@ -177,16 +195,23 @@ def check_fit(run: Run) -> None:
     """Raises ConfigError for what only the data or the devices can tell, before any work."""
     config, shards = run.config, batch_shards(run.mesh)
     sets = run.problems
-    longest = max(
-        len(run.prompt_ids(problem))
-        for problems in (sets.train, sets.validation, sets.test, sets.test_long)
-        for problem in problems
-    )
-    if longest > config.max_prompt_tokens:
-        raise ConfigError(
-            f"max_prompt_tokens = {config.max_prompt_tokens} is not allowed: the longest prompt "
-            f"has {longest} tokens"
-        )
+    for problem in [*sets.train, *sets.validation, *sets.test, *sets.test_long]:
+        ids = run.tokenizer.encode(problem.solution)
+        if run.tokenizer.decode(ids) != problem.solution:
+            raise ConfigError(
+                f"tokenizer.path = {config.tokenizer.path!r} cannot spell the solution of "
+                f"{problem.task_id}: {problem.solution!r} becomes {run.tokenizer.decode(ids)!r}; "
+                "choose a tokenizer that keeps every byte"
+            )
+        for name, tokens in (
+            ("max_prompt_tokens", len(run.prompt_ids(problem))),
+            ("max_completion_tokens", len(ids) + 1),
+        ):
+            if tokens > getattr(config, name):
+                raise ConfigError(
+                    f"{name} = {getattr(config, name)} is not allowed: {problem.task_id} needs "
+                    f"{tokens} tokens"
+                )
     for name, rows in (
         ("sft.batch_size", config.sft.batch_size),
         ("prm.batch_size", config.prm.batch_size),
@@ -203,14 +228,19 @@ def check_fit(run: Run) -> None:
             )
 
 
-def load_tokenizer(config: Config, workdir: Path, pairs: Sequence[tuple[str, str]]) -> Tokenizer:
+def load_tokenizer(
+    config: Config, workdir: Path, pairs: Callable[[], Sequence[tuple[str, str]]]
+) -> Tokenizer:
     """The tokenizer of the config, or a BPE trained on the SFT pairs once per workdir."""
     if config.tokenizer.path:
-        return Tokenizer.load(Path(config.tokenizer.path), config.tokenizer.eos)
-    path = workdir / "tokenizer.json"
+        try:
+            return Tokenizer.load(Path(config.tokenizer.path), config.tokenizer.eos)
+        except (FileNotFoundError, TokenizerError) as error:
+            raise ConfigError(str(error)) from error
+    path = workdir / TOKENIZER
     if path.exists():
         return Tokenizer.load(path)
-    texts = [text for pair in pairs for text in pair]
+    texts = [text for pair in pairs() for text in pair]
     return Tokenizer.train(texts, config.tokenizer.vocab_size, path)
 
 
@@ -219,6 +249,9 @@ def run_stages(arguments: Arguments) -> None:
     config, workdir = arguments.config, arguments.workdir
     stages = parse_stages(arguments.stages)
     check_order(stages, workdir)
+    if stages == ["report"]:
+        say(f"report: open {write_report(workdir)}")
+        return
     # The sandbox starts its processes first: JAX's threads must never be forked.
     with (
         locked(workdir),
@@ -240,14 +273,16 @@ def run_stages(arguments: Arguments) -> None:
 
 
 def _make_run(config: Config, workdir: Path, mesh: Mesh, sandbox: Sandbox, log: MetricsLog) -> Run:
-    problems = load_problems(config.problems, workdir / "problems", config.sandbox.limits())
-    tokenizer = load_tokenizer(config, workdir, problems.sft)
+    def problems() -> ProblemSets:
+        return load_problems(config.problems, workdir / "problems", config.sandbox.limits())
+
+    tokenizer = load_tokenizer(config, workdir, lambda: problems().sft)
     return Run(
         config=config,
         workdir=workdir,
         mesh=mesh,
         tokenizer=tokenizer,
-        problems=problems,
+        problems=problems(),
         sandbox=sandbox,
         log=log,
         policy=PolicyModel(config.model, tokenizer.vocab_size, tokenizer.pad_id),
@@ -304,9 +339,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _settle_process()
     try:
         run_stages(parse(sys.argv[1:] if argv is None else argv))
-    except (ConfigError, SandboxRefused) as error:
+    except (ConfigError, SandboxRefused, ShardingError, ReportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except NonFiniteMetric as error:
+        print(f"error: {error}\nlower the learning rate of that stage", file=sys.stderr)
+        return 1
     except SandboxError as error:
         print(f"error: {error}\nrun the same command again to go on", file=sys.stderr)
         return 1

@@ -109,7 +109,8 @@ class PrefixLabels:
 
     The label of step m is +1 if the response's first m lines can still be completed, -1 if not,
     0 for comments. `passes[m]` of `samples[m]` completions from that prefix passed; samples is 0
-    where the search inferred the label without probing.
+    where the search inferred the label without probing. A probe ends with the first wave that has
+    a pass, so passes / samples estimates the rate of success too high.
     """
 
     kinds: tuple[LineKind, ...]
@@ -121,8 +122,8 @@ class PrefixLabels:
 # ------------------------------------------------------------------------------------------ pytrees
 
 
-# They are all in this module, which the shape checks of the tests leave out: a pytree must also hold
-# shardings and abstract shapes.
+# They are all in this module, which the shape checks of the tests leave out: a pytree must also
+# hold shardings and abstract shapes.
 
 
 @jax.tree_util.register_dataclass

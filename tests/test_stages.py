@@ -2,21 +2,24 @@
 
 import dataclasses
 import json
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from prm_jax.config import Config, LabelConfig
+from prm_jax.config import Config, LabelConfig, MeshConfig, ModelConfig
+from prm_jax.model.heads import PolicyModel
+from prm_jax.sharding import init_params, make_mesh
 from prm_jax.stages import label as label_stage
-from prm_jax.stages.attempts import Attempt, Memo, left_pad
-from prm_jax.stages.batches import Batches, epoch_batches, right_pad
+from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
+from prm_jax.stages.batches import Batches, epoch_batches, left_pad, right_pad
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.label import Response
 from prm_jax.stages.rl import evenly_spaced
 from prm_jax.stages.run import Run, Stream, take_cycled
-from prm_jax.types import CallTests, LineKind, Problem
+from prm_jax.types import CallTests, LineKind, Problem, Verdict
 
 # ------------------------------------------------------------------------------------- journal
 
@@ -83,7 +86,7 @@ def test_checkpoints_are_evenly_spaced_and_end_with_the_run(steps, n):
 
 def test_padding_on_either_side_keeps_rows_and_marks_them():
     rows = [[5, 6, 7], [8]]
-    tokens, valid = left_pad(rows, 4, 0)
+    tokens, valid = left_pad(rows, 0, 4)
     assert tokens.tolist() == [[0, 5, 6, 7], [0, 0, 0, 8]]
     assert valid.tolist() == [[False, True, True, True], [False, False, False, True]]
     tokens, valid = right_pad(rows, 0)
@@ -94,7 +97,9 @@ def test_the_memo_tells_problems_and_programs_apart():
     memo = Memo()
     one, other = Problem("one", "", CallTests(())), Problem("other", "", CallTests(()))
     memo.put(one, "return 1", "passed")
-    assert memo.get(one, "return 1\n\n") == "passed"  # trailing blanks change nothing
+    assert memo.get(one, "return 1\n \n") == "passed"  # trailing blanks change nothing
+    for blank in "\xa0\x0b\x1c\x85\u3000":  # but these are syntax errors
+        assert memo.get(one, "return 1" + blank) is None
     assert memo.get(one, "return 2") is None
     assert memo.get(other, "return 1") is None
 
@@ -110,6 +115,88 @@ def test_streams_of_randomness_differ_and_repeat():
     again = Run.order(run, Stream.RL_ORDER, 30, 2)
     np.testing.assert_array_equal(again, Run.order(run, Stream.RL_ORDER, 30, 2))
     assert (again != Run.order(run, Stream.RL_ORDER, 30, 3)).any()
+
+
+# --------------------------------------------------------------------- sampling, judging in bulk
+
+MODEL = ModelConfig(layers=1, embed=16, heads=2, kv_heads=2, head_dim=8, mlp=32)
+ONE = make_mesh(MeshConfig(), jax.devices()[:1])
+EIGHT = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())
+
+
+class CountingJudge:
+    """Passes programs of an even number of tokens, and counts what it is asked to run."""
+
+    def __init__(self):
+        self.programs: list[tuple[str, str]] = []
+
+    def __call__(self, problem: Problem, completion: str) -> Future:
+        self.programs.append((problem.task_id, completion))
+        future: Future = Future()
+        status = "passed" if len(completion) % 2 == 0 else "failed"
+        future.set_result(Verdict(status, 0, 1))
+        return future
+
+
+def sampled_in_bulk(mesh, journal: Journal, memo: Memo | None = None):
+    """30 starts x 10 samples, more than one unit, from a tiny policy whose tokens are letters."""
+    vocab = 8
+    policy = PolicyModel(MODEL, vocab, 0)
+    judge = CountingJudge()
+    run = SimpleNamespace(
+        config=Config(max_completion_tokens=3),
+        mesh=mesh,
+        policy=policy,
+        tokenizer=SimpleNamespace(
+            eos_id=1, pad_id=0, decode=lambda ids: "".join("..abcdefgh"[i] for i in ids if i > 1)
+        ),
+        prompt_ids=lambda problem: [2 + int(c) % 6 for c in problem.task_id],
+        judge=judge,
+    )
+    params = init_params(policy, mesh, jax.random.key(0))
+    starts = [
+        Start(Problem(str(10 ** (i % 4) + i), "", CallTests(())), (3,) if i % 3 else ())
+        for i in range(30)
+    ]
+    sampling = Sampling(run, memo or Memo(), samples=10, temperature=1.0)
+    with jax.set_mesh(mesh):
+        found = sampling.run(params, starts, jax.random.key(1), journal, "bulk")
+    return starts, found, judge
+
+
+def test_bulk_samples_are_the_same_on_one_device_and_on_eight(tmp_path):
+    with Journal(tmp_path / "one.jsonl") as journal:
+        _, one, _ = sampled_in_bulk(ONE, journal)
+    with Journal(tmp_path / "eight.jsonl") as journal:
+        _, eight, _ = sampled_in_bulk(EIGHT, journal)
+    assert one == eight
+    assert len({attempt.ids for row in one for attempt in row}) > 50
+
+
+def test_equal_programs_are_run_once_and_counted_once(tmp_path):
+    memo = Memo()
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        starts, found, judge = sampled_in_bulk(ONE, journal, memo)
+        assert len(set(judge.programs)) == len(judge.programs)
+        assert sum(a.executed for row in found for a in row) == len(judge.programs) < 300
+        for start, row in zip(starts, found, strict=True):
+            for attempt in row:
+                assert attempt.ids[: len(start.prefix)] == start.prefix
+                assert attempt.sampled_tokens == len(attempt.ids) - len(start.prefix)
+                assert len(attempt.ids) <= 3
+        # What is journaled is neither sampled nor run again, and fills the memo.
+        _, again, judge = sampled_in_bulk(EIGHT, journal, memo)
+        assert again == found and not judge.programs
+
+
+def test_a_unit_about_other_starts_is_done_again(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        _, found, _ = sampled_in_bulk(ONE, journal)
+    path.write_text(path.read_text().replace('"about": "', '"about": "other '))
+    with Journal(path) as journal:
+        _, again, judge = sampled_in_bulk(ONE, journal)
+    assert again == found and judge.programs
 
 
 # ----------------------------------------------------------------------------------- label search
@@ -135,7 +222,7 @@ def response(n_steps: int, truth: int, ends_with_newline: bool) -> Response:
 class ScriptedSampling:
     """Completes a prefix if it has at most the problem's `truth` lines: in the second wave only."""
 
-    calls: list[int] = []
+    seconds = 0.0
 
     def __init__(self, run, memo, *, samples, temperature):
         self.samples = samples
@@ -144,7 +231,6 @@ class ScriptedSampling:
         wave = int(name.rsplit("/", 1)[1])
         rows = []
         for start in starts:
-            ScriptedSampling.calls.append(len(start.prefix))
             saved = len(start.prefix) <= int(start.problem.task_id.split()[1]) and wave == 1
             statuses = ["passed" if saved and i == 0 else "failed" for i in range(self.samples)]
             rows.append([Attempt(start.prefix, status, True, 5) for status in statuses])

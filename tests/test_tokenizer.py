@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from prm_jax.config import ProblemsConfig
 from prm_jax.problems.chains import generator
-from prm_jax.tokenizer import PromptTooLong, Tokenizer, TokenizerError
+from prm_jax.tokenizer import Tokenizer, TokenizerError
 
 settings.register_profile("tokenizer", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("tokenizer")
@@ -320,32 +320,6 @@ def test_a_trained_tokenizer_reads_any_text_and_knows_its_ends(folder):
     with pytest.raises(ValueError, match="vocab_size = 257"):
         Tokenizer.train(["x"], 257, folder / "small.json")
     assert not (folder / "small.json").exists()
-
-
-# ------------------------------------------------------------------------------- batches of prompts
-
-
-def test_prompts_are_padded_on_the_left(trained):
-    prompts = ["b: add 3\n", "", "b: add 3\nreturn: reverse\ndef f(a):\n"]
-    tokens, valid = trained.encode_batch_left(prompts, 20)
-    assert (tokens.dtype, valid.dtype) == (np.int32, np.bool_)
-    assert tokens.shape == valid.shape == (3, 20)
-    for row, prompt in enumerate(prompts):
-        ids = trained.encode(prompt)
-        assert valid[row].tolist() == [False] * (20 - len(ids)) + [True] * len(ids)
-        assert tokens[row][valid[row]].tolist() == ids
-        assert (tokens[row][~valid[row]] == trained.pad_id).all()
-
-
-def test_a_prompt_that_fits_exactly_is_taken_and_a_longer_one_named(trained):
-    text = "b: add 3\nc: add 4\n"
-    length = len(trained.encode(text))
-    _, valid = trained.encode_batch_left([text], length)
-    assert valid.all()
-    with pytest.raises(PromptTooLong) as error:
-        trained.encode_batch_left(["x", text], length - 1)
-    for part in ("b: add 3", str(length), f"max_prompt_tokens = {length - 1}"):
-        assert part in str(error.value)
 
 
 def test_settings_of_a_file_that_cut_or_pad_texts_are_ignored(trained, folder):

@@ -6,6 +6,8 @@ is being sampled, and a finished unit is journaled, so a kill loses at most the 
 
 import dataclasses
 import hashlib
+import json
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -15,13 +17,14 @@ import numpy as np
 
 from prm_jax.metrics import Progress
 from prm_jax.sharding import batch_shards
+from prm_jax.stages.batches import left_pad
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.run import Run
 from prm_jax.steps.sample import make_sampler
 from prm_jax.types import Problem, Samples, Verdict
 
 ROWS = 256  # responses per device batch
-WIDTH_STEP = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
+_BLANKS = " \t\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Memo:
 
     @staticmethod
     def _key(problem: Problem, program: str) -> bytes:
-        return hashlib.sha256(f"{problem.task_id}\0{program.rstrip()}".encode()).digest()
+        # Only blanks that Python skips at the end of a program: another blank is a syntax error.
+        text = f"{problem.task_id}\0{program.rstrip(_BLANKS)}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     def get(self, problem: Problem, program: str) -> str | None:
         return self._statuses.get(self._key(problem, program))
@@ -81,8 +86,8 @@ class Sampling:
             top_p=top_p,
             eos_id=run.tokenizer.eos_id,
         )
-        shards = batch_shards(run.mesh)
-        self._starts_per_unit = max(1, ROWS // samples // shards) * shards
+        self.seconds = 0.0  # spent on the units so far, also by a run that was killed since
+        self._starts_per_unit = max(1, ROWS // samples)  # the same on any mesh
 
     def run(
         self,
@@ -112,37 +117,44 @@ class Sampling:
         self, params, starts, prompts, units, key, journal: Journal, name: str
     ) -> Iterator[tuple[list[int], list[list[Attempt]]]]:
         """Each unit with its attempts; unit n+1 is sampled while unit n is judged."""
-        in_flight: tuple[str, list[int], list[_Judging]] | None = None
+        in_flight: tuple[str, str, list[int], list[_Judging]] | None = None
+        begun_s = time.perf_counter()
         for number, unit in enumerate(units):
             unit_key = f"{name}/{number}"
+            about = _digest(starts, unit)
             done = journal.get(unit_key)
+            if done is not None and done["about"] != about:  # the unit of another version
+                done = None
             samples = None
             if done is None:  # dispatched before the wait below
                 samples = self._sample(
                     params, starts, prompts, unit, jax.random.fold_in(key, number)
                 )
             if in_flight is not None:
-                yield self._collect(*in_flight, starts, journal)
+                yield self._collect(*in_flight, journal, begun_s)
+                begun_s = time.perf_counter()
                 in_flight = None
             if done is not None:
                 yield unit, self._recall(done, starts, unit)
             else:
                 assert samples is not None
-                in_flight = (unit_key, unit, self._submit(starts, unit, samples))
+                in_flight = (unit_key, about, unit, self._submit(starts, unit, samples))
         if in_flight is not None:
-            yield self._collect(*in_flight, starts, journal)
+            yield self._collect(*in_flight, journal, begun_s)
 
     def _sample(self, params, starts, prompts, unit: list[int], key: jax.Array) -> Samples:
-        rows = unit + [unit[-1]] * (self._starts_per_unit - len(unit))
-        width = -(-max(len(prompts[i]) for i in rows) // WIDTH_STEP) * WIDTH_STEP
-        tokens, valid = left_pad([prompts[i] for i in rows], width, self._run.tokenizer.pad_id)
+        shards = batch_shards(self._run.mesh)
+        n_rows = -(-self._starts_per_unit // shards) * shards
+        rows = unit + [unit[-1]] * (n_rows - len(unit))
+        tokens, valid = left_pad([prompts[i] for i in rows], self._run.tokenizer.pad_id)
         limit = self._run.config.max_completion_tokens
         budget = np.array([limit - len(starts[i].prefix) for i in rows], np.int32)
         return self._sampler(params, tokens, valid, budget, key)
 
     def _submit(self, starts, unit: list[int], samples: Samples) -> list["_Judging"]:
         completions = completion_ids(samples)
-        judging = []
+        judging: list[_Judging] = []
+        running: dict[tuple[str, str], Future[Verdict]] = {}  # one execution for equal programs
         for position, i in enumerate(unit):
             for sample in range(self._samples):
                 new = completions[position * self._samples + sample]
@@ -150,36 +162,55 @@ class Sampling:
                 problem = starts[i].problem
                 completion = self._run.tokenizer.decode(ids)
                 known = self._memo.get(problem, completion)
-                future = None if known else self._run.judge(problem, completion)
-                judging.append(_Judging(problem, ids, len(new), completion, known, future))
+                twin = (problem.task_id, completion)
+                executed = known is None and twin not in running
+                if executed:
+                    running[twin] = self._run.judge(problem, completion)
+                judging.append(
+                    _Judging(problem, ids, len(new), completion, known, executed, running.get(twin))
+                )
         return judging
 
     def _collect(
-        self, unit_key: str, unit: list[int], judging: list["_Judging"], starts, journal: Journal
+        self,
+        unit_key: str,
+        about: str,
+        unit: list[int],
+        judging: list["_Judging"],
+        journal: Journal,
+        begun_s: float,
     ) -> tuple[list[int], list[list[Attempt]]]:
         flat = []
         for item in judging:
-            # The same program may come twice in one unit: only the first is an execution.
-            status = item.known or self._memo.get(item.problem, item.completion)
-            executed = status is None
+            status = item.known
             if status is None:
                 assert item.future is not None
                 status = item.future.result().status
                 self._memo.put(item.problem, item.completion, status)
-            flat.append(Attempt(item.ids, status, executed, item.sampled_tokens))
+            flat.append(Attempt(item.ids, status, item.executed, item.sampled_tokens))
         found = [flat[i : i + self._samples] for i in range(0, len(flat), self._samples)]
-        journal.put(unit_key, [[dataclasses.astuple(a) for a in row] for row in found])
+        seconds = time.perf_counter() - begun_s
+        self.seconds += seconds
+        rows = [[dataclasses.astuple(attempt) for attempt in row] for row in found]
+        journal.put(unit_key, {"about": about, "seconds": seconds, "attempts": rows})
         return unit, found
 
     def _recall(self, done, starts, unit: list[int]) -> list[list[Attempt]]:
         """A journaled unit's attempts; what it ran goes back into the memo."""
-        found = [[Attempt(tuple(ids), *rest) for ids, *rest in row] for row in done]
+        self.seconds += done["seconds"]
+        found = [[Attempt(tuple(ids), *rest) for ids, *rest in row] for row in done["attempts"]]
         for i, row in zip(unit, found, strict=True):
             for attempt in row:
                 problem = starts[i].problem
                 completion = self._run.tokenizer.decode(attempt.ids)
                 self._memo.put(problem, completion, attempt.status)
         return found
+
+
+def _digest(starts: Sequence[Start], unit: list[int]) -> str:
+    """What a unit is about, so that a journal is never read as being about something else."""
+    text = json.dumps([(starts[i].problem.task_id, starts[i].prefix) for i in unit])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +221,8 @@ class _Judging:
     ids: tuple[int, ...]
     sampled_tokens: int
     completion: str
-    known: str | None
+    known: str | None  # by the memo
+    executed: bool  # this one was sent to the sandbox; its twins in the unit share the future
     future: Future[Verdict] | None
 
 
@@ -198,15 +230,3 @@ def completion_ids(samples: Samples) -> list[tuple[int, ...]]:
     """The completion of every row as token ids, its EOS included where it has one."""
     tokens, mask = np.asarray(samples.tokens), np.asarray(samples.completion_mask)
     return [tuple(int(t) for t in row[chosen]) for row, chosen in zip(tokens, mask, strict=True)]
-
-
-def left_pad(
-    rows: Sequence[Sequence[int]], width: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Token rows at the right of `[N, width]`, and the mask of what is not padding."""
-    tokens = np.full((len(rows), width), pad_id, np.int32)
-    valid = np.zeros((len(rows), width), bool)
-    for i, row in enumerate(rows):
-        tokens[i, width - len(row) :] = row
-        valid[i, width - len(row) :] = True
-    return tokens, valid

@@ -64,9 +64,28 @@ class Batches:
 
 def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Token rows at the left of `[N, T]`, T a multiple of WIDTH_STEP, and the mask of tokens."""
-    width = -(-max(len(row) for row in rows) // WIDTH_STEP) * WIDTH_STEP
+    width = _rounded(max(len(row) for row in rows))
     tokens = np.full((len(rows), width), pad_id, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
     valid = np.arange(width)[None, :] < np.array([len(row) for row in rows])[:, None]
     return tokens, valid
+
+
+def left_pad(
+    rows: Sequence[Sequence[int]], pad_id: int, width: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token rows at the right of `[N, P]`, and the mask of tokens.
+
+    P is `width`, or the longest row rounded up to WIDTH_STEP.
+    """
+    width = width or _rounded(max(len(row) for row in rows))
+    tokens = np.full((len(rows), width), pad_id, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :] = row
+    valid = np.arange(width)[None, :] >= width - np.array([len(row) for row in rows])[:, None]
+    return tokens, valid
+
+
+def _rounded(length: int) -> int:
+    return -(-max(length, 1) // WIDTH_STEP) * WIDTH_STEP

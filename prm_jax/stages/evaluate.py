@@ -72,7 +72,7 @@ def _attempts(
     run: Run, arm: str, problems: list[Problem], journal: Journal, progress: Progress
 ) -> list[list[Attempt]]:
     config = run.config.evaluate
-    params = run.restore_last(f"{arm}/policy", abstract_params(run.policy, run.mesh))
+    params = run.restore(f"{arm}/policy", abstract_params(run.policy, run.mesh))
     sampling = Sampling(
         run, Memo(), samples=config.samples, temperature=config.temperature, top_p=config.top_p
     )
@@ -158,7 +158,7 @@ def _write_scored(
     run: Run, problems: list[Problem], attempts: dict[str, list[list[Attempt]]]
 ) -> None:
     """A few failing and passing programs of each arm, their lines scored by the PRM."""
-    params = run.restore_last("prm/model", abstract_params(run.scalar, run.mesh))
+    params = run.restore("prm/model", abstract_params(run.scalar, run.mesh))
     chosen: list[tuple[str, Problem, Attempt]] = []
     for arm, rows in attempts.items():
         firsts = [(arm, problem, row[0]) for problem, row in zip(problems, rows, strict=True)]

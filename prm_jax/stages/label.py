@@ -7,13 +7,11 @@ Algorithm 1). Leaves `label/labels.jsonl`, one response a line, and the cost in 
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from prm_jax.checkpoint import Checkpoints
 from prm_jax.metrics import Progress
 from prm_jax.rl.labels import next_probe, response_class, search_start, search_update, step_labels
 from prm_jax.rl.lines import split_lines, step_ends
@@ -69,26 +67,22 @@ class Response:
 
 
 def label(run: Run) -> None:
-    begun_s = time.perf_counter()
     config = run.config.label
     memo = Memo()
     steps = evenly_spaced(run.config.ppo.steps, config.checkpoints)
-    like = abstract_params(run.policy, run.mesh)
-    with Checkpoints(run.workdir / "rl/policy") as checkpoints:
-        policies = {step: checkpoints.restore(step, like) for step in steps}
-
     with Journal(run.workdir / "label/journal.jsonl") as journal:
-        responses = _responses(run, memo, journal, policies)
+        responses, seconds = _responses(run, memo, journal, steps)
         costs = []
         for completer, group in _groups(run, responses, steps).items():
-            costs.append(_search(run, memo, journal, policies[completer], completer, group))
+            params = _policy(run, completer)
+            costs.append(_search(run, memo, journal, params, completer, group))
 
     write_json_lines(run.workdir / "label/labels.jsonl", [_row(r) for r in responses])
     train = [r for r in responses if r.split == "train"]
     run.finish(
         "label",
         {
-            "cost": _cost(train, costs, time.perf_counter() - begun_s),
+            "cost": _cost(train, costs, seconds),
             "classes": {
                 name: sum(response_class(r.passed, r.m_star).name.lower() == name for r in train)
                 for name in ("correct", "revised", "wrong")
@@ -97,16 +91,19 @@ def label(run: Run) -> None:
     )
 
 
-def _responses(run: Run, memo: Memo, journal: Journal, policies: dict[int, Any]) -> list[Response]:
-    """Judged responses of every checkpoint, to training and to validation prompts."""
+def _responses(
+    run: Run, memo: Memo, journal: Journal, steps: list[int]
+) -> tuple[list[Response], float]:
+    """Judged responses of every checkpoint to training and validation prompts, and the seconds."""
     config = run.config.label
     sampling = Sampling(
         run, memo, samples=config.responses_per_prompt, temperature=config.temperature
     )
     responses = []
     n = config.prompts + config.validation_prompts
-    with Progress(n * len(policies), "label: responses", "prompts") as progress:
-        for number, (step, params) in enumerate(policies.items()):
+    with Progress(n * len(steps), "label: responses", "prompts") as progress:
+        for number, step in enumerate(steps):
+            params = _policy(run, step)
             prompts: list[tuple[Split, Problem]] = [
                 *(("train", p) for p in _slice(run.problems.train, number, config.prompts)),
                 *(
@@ -119,14 +116,16 @@ def _responses(run: Run, memo: Memo, journal: Journal, policies: dict[int, Any])
             attempts = sampling.run(params, starts, key, journal, f"respond/{step}", progress)
             for (split, problem), row in zip(prompts, attempts, strict=True):
                 responses += [_response(run, problem, split, step, a) for a in row]
-    return responses
+    return responses, sampling.seconds
+
+
+def _policy(run: Run, step: int) -> Any:
+    """The baseline's policy at one of its checkpoints."""
+    return run.restore("rl/policy", abstract_params(run.policy, run.mesh), step)
 
 
 def _slice(problems: Sequence[Problem], number: int, n: int) -> list[Problem]:
-    """The number-th slice of n problems, going round: checkpoints share prompts only if they must.
-
-    More prompts teach a PRM more than more answers to each (LABBOOK.md).
-    """
+    """The number-th slice of n problems; it goes round, so slices overlap only if they must."""
     return [problems[(number * n + i) % len(problems)] for i in range(n)]
 
 
@@ -159,12 +158,13 @@ def _groups(run: Run, responses: list[Response], steps: list[int]) -> dict[int, 
 
 @dataclasses.dataclass
 class _Spent:
-    """What probing training responses cost."""
+    """What probing the training responses cost."""
 
     probes: int = 0
     completions: int = 0
     sampled_tokens: int = 0
     executions: int = 0
+    seconds: float = 0.0  # validation responses included
 
     def add(self, attempts: list[Attempt]) -> None:
         self.completions += len(attempts)
@@ -207,15 +207,20 @@ def _search(
         round_number += 1
     for i, response in enumerate(group):
         response.m_star = int(state.lo[i])
+    spent.seconds = sampling.seconds
     return spent
 
 
 def _prefix(run: Run, response: Response, step: int) -> tuple[int, ...]:
-    """The tokens of the first `step` steps of a response."""
+    """The tokens of the first `step` steps of a response.
+
+    A tokenizer that joins a newline with the next line's indentation is cut at the newline: the
+    text is exact, but the completer then starts from a split that it saw less often in training.
+    """
     return tuple(run.tokenizer.prefix_ids(response.ids, int(response.end_line[step - 1])))
 
 
-def _cost(train: list[Response], costs: list[_Spent], seconds: float) -> dict[str, float]:
+def _cost(train: list[Response], costs: list[_Spent], response_seconds: float) -> dict[str, float]:
     failing = sum(not r.passed for r in train)
     labels = sum(r.n_steps for r in train)
     total = {
@@ -230,7 +235,7 @@ def _cost(train: list[Response], costs: list[_Spent], seconds: float) -> dict[st
         "completions_per_label": total["completions"] / max(labels, 1),
         "executions_per_label": total["executions"] / max(labels, 1),
         "completions_per_failing_response": total["completions"] / max(failing, 1),
-        "seconds": seconds,
+        "seconds": response_seconds + total["seconds"],
     }
 
 

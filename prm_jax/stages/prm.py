@@ -47,7 +47,7 @@ def prm(run: Run) -> None:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
     )
-    policy = run.restore_last("sft/policy", abstract_params(run.policy, run.mesh))
+    policy = run.restore("sft/policy", abstract_params(run.policy, run.mesh))
     params = scalar_params(run.scalar, policy["trunk"], run.mesh, run.key(Stream.PRM_INIT))
     state = new_state(params, tx, run.mesh)
     step_fn = make_prm_step(run.scalar, tx, run.mesh, jax.tree.map(lambda x: x.sharding, state))
@@ -66,7 +66,7 @@ def prm(run: Run) -> None:
                 batch = _batch(run, [prompts[i] for i in index], [train[i] for i in index])
                 state, metrics = step_fn(state, batch)
                 run.log.log("prm", step, metrics)
-                progress.update(**metrics)
+                progress.update(1, **metrics)
                 if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
                     run.log.flush()
                     states.save(step + 1, state)

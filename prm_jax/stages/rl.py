@@ -16,7 +16,8 @@ from prm_jax.checkpoint import Checkpoints
 from prm_jax.metrics import Progress
 from prm_jax.rl.lines import line_end_mask, split_lines
 from prm_jax.sharding import abstract_params, batch_sharding
-from prm_jax.stages.attempts import completion_ids, left_pad
+from prm_jax.stages.attempts import completion_ids
+from prm_jax.stages.batches import left_pad
 from prm_jax.stages.run import Run, Stream, take_cycled
 from prm_jax.steps.ppo import make_experience, make_recalibration, make_score, make_update
 from prm_jax.steps.sample import make_sampler
@@ -32,7 +33,7 @@ def rl(run: Run) -> None:
 def rl_prm(run: Run) -> None:
     """PPO with the PRM, as a dense reward and/or as the critic's start."""
     like = abstract_params(run.scalar, run.mesh)
-    _ppo(run, "rl_prm", prm=run.restore_last("prm/model", like))
+    _ppo(run, "rl_prm", prm=run.restore("prm/model", like))
 
 
 def evenly_spaced(steps: int, n: int) -> list[int]:
@@ -42,18 +43,21 @@ def evenly_spaced(steps: int, n: int) -> list[int]:
 
 def _ppo(run: Run, stage: str, prm: Any | None) -> None:
     config = run.config.ppo
-    reference = run.restore_last("sft/policy", abstract_params(run.policy, run.mesh))
+    reference = run.restore("sft/policy", abstract_params(run.policy, run.mesh))
     rollouts = _Rollouts(run)
 
     policy_tx = adam(learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm)
     critic_tx = adam(learning_rate=config.critic_learning_rate, max_grad_norm=config.max_grad_norm)
-    policy = new_state(reference, policy_tx, run.mesh)
-    if prm is not None and run.config.value_init:
+    with Checkpoints(run.workdir / stage / "state") as states:
+        resumes = bool(states.steps())
+    from_prm = prm is not None and run.config.value_init
+    if from_prm and not resumes:
         critic_params = _recalibrated(run, rollouts, reference, prm)
     else:
         critic_params = scalar_params(
             run.scalar, reference["trunk"], run.mesh, run.key(Stream.CRITIC_INIT)
         )
+    policy = new_state(reference, policy_tx, run.mesh)
     critic = new_state(critic_params, critic_tx, run.mesh)
 
     dense_prm = prm if prm is not None and run.config.dense.enabled else None
@@ -130,9 +134,10 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
                     policies.save(done, policy.params)
                 if done % config.checkpoint_every == 0 and done < config.steps:
                     run.log.flush()
+                    policies.wait()  # a resume from this state does not save them again
                     states.save(done, (policy, critic))
         run.log.flush()
-    generated = config.steps * config.rollouts
+    generated = (config.steps + from_prm) * config.rollouts  # one rollout recalibrates the PRM
     run.finish(stage, {"steps": config.steps, "programs_generated": generated})
 
 
@@ -167,7 +172,7 @@ class _Rollouts:
             count=n,
         )
         tokens, valid = left_pad(
-            [self._prompts[i] for i in index], self.width, run.tokenizer.pad_id
+            [self._prompts[i] for i in index], run.tokenizer.pad_id, self.width
         )
         budget = np.full(n, run.config.max_completion_tokens, np.int32)
         samples = self._sampler(params, tokens, valid, budget, run.key(stream, step))

@@ -38,12 +38,11 @@ class Stream(IntEnum):
     RL_SAMPLE = 4
     RL_SHUFFLE = 5
     RECALIBRATE = 6
-    VALIDATE = 7
-    RESPOND = 8
-    PROBE = 9
-    PRM_INIT = 10
-    PRM_ORDER = 11
-    EVALUATE = 12
+    RESPOND = 7
+    PROBE = 8
+    PRM_INIT = 9
+    PRM_ORDER = 10
+    EVALUATE = 11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +76,9 @@ class Run:
         return self.tokenizer.encode(problem.prompt)
 
     def digest(self) -> str:
-        """A short name for the settings of this run."""
-        return hashlib.sha256(to_json(self.config).encode()).hexdigest()[:12]
+        """A short name for the settings that decide this run's numbers."""
+        settings = deciding(json.loads(to_json(self.config)))
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
     # ------------------------------------------------------------------------- finished stages
 
@@ -91,14 +91,16 @@ class Run:
         """Marks a stage finished."""
         write_atomically(self.workdir / stage / "done.json", json.dumps(summary, indent=2))
 
-    def restore(self, kind: str, step: int, like: Any) -> Any:
-        """Parameters that a stage left, for example kind `rl/policy`."""
+    def restore(self, kind: str, like: Any, step: int | None = None) -> Any:
+        """Parameters that a stage left, for example kind `rl/policy`; the last ones by default."""
         with Checkpoints(self.workdir / kind) as checkpoints:
-            return checkpoints.restore(step, like)
+            return checkpoints.restore(step or checkpoints.steps()[-1], like)
 
-    def restore_last(self, kind: str, like: Any) -> Any:
-        with Checkpoints(self.workdir / kind) as checkpoints:
-            return checkpoints.restore(checkpoints.steps()[-1], like)
+
+def deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that say where a run computes and not what."""
+    sandbox = {k: v for k, v in settings["sandbox"].items() if k not in ("jobs", "min_tier")}
+    return {k: v for k, v in settings.items() if k != "mesh"} | {"sandbox": sandbox}
 
 
 def take_cycled(order_of_epoch, n: int, start: int, count: int) -> list[int]:

@@ -56,7 +56,7 @@ def sft(run: Run) -> None:
                 )
                 state, metrics = step_fn(state, batch)
                 run.log.log("sft", step, metrics)
-                progress.update(**metrics)
+                progress.update(1, **metrics)
                 if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
                     run.log.flush()
                     states.save(step + 1, state)
@@ -74,9 +74,11 @@ def _encode(run: Run) -> tuple[list[list[int]], np.ndarray]:
     """
     tokenizer, config = run.tokenizer, run.config
     rows, prompt_lengths = [], []
-    for prompt, solution in run.problems.sft:
-        prompt_ids = tokenizer.encode(prompt)
-        solution_ids = tokenizer.encode(solution) + [tokenizer.eos_id]
+    pairs = list(run.problems.sft)
+    prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
+    solutions = tokenizer.encode_batch([solution for _, solution in pairs])
+    for prompt_ids, solution_ids in zip(prompts, solutions, strict=True):
+        solution_ids = [*solution_ids, tokenizer.eos_id]
         if (
             len(prompt_ids) <= config.max_prompt_tokens
             and len(solution_ids) <= config.max_completion_tokens

@@ -59,7 +59,8 @@ def make_sampler(
     def sample(params: Any, tokens: Array, valid: Array, budget: Array, key: Array) -> Samples:
         read: Any = functools.partial(model.apply, {"params": params})
         batch, p = tokens.shape[0] * samples_per_prompt, tokens.shape[1]
-        uniforms = jax.random.uniform(key, (completion_tokens, batch))
+        # Rows first: a row's draws are then the same in a larger batch.
+        uniforms = jax.random.uniform(key, (batch, completion_tokens)).T
         columns = jnp.arange(completion_tokens)
 
         def repeat(x: Array) -> Array:

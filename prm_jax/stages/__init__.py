@@ -1,0 +1,1 @@
+"""Host loops, one per stage: each reads what earlier stages left in the workdir."""

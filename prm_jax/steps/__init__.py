@@ -1,0 +1,1 @@
+"""Compiled programs: each module makes jitted functions `(state, batch) -> (state, metrics)`."""

@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -50,14 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         problems = _read_problems(options.problems) if options.problems else {}
         programs = _open(options.programs)
-    except (OSError, BadLine) as error:
+    except (OSError, EOFError, zlib.error, BadLine) as error:
         print(f"judge: {error}", file=sys.stderr)
         return _UNUSABLE
     try:
         with programs, Sandbox(options.jobs, options.min_tier) as sandbox:
             with open(options.out, "w") if options.out else nullcontext(sys.stdout) as out:
                 return _judge(programs, problems, limits, sandbox, out)
-    except (SandboxRefused, OSError, EOFError) as error:
+    except (SandboxRefused, OSError, EOFError, zlib.error) as error:
         print(f"judge: {error}", file=sys.stderr)
         return _UNUSABLE
 
@@ -204,12 +205,16 @@ def _object(line: bytes | None) -> dict[str, Any]:
     if line is None:
         raise BadLine(f"longer than {_MAX_LINE_BYTES} bytes")
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BadLine(f"not JSON: {str(error)[:100]}") from error
     if not isinstance(row, dict):
         raise BadLine("not a JSON object")
     return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _text(row: dict[str, Any], field: str) -> str:

@@ -7,6 +7,7 @@ judged before is done once; if the broker dies it is started again and the open 
 
 import collections
 import dataclasses
+import hashlib
 import os
 import socket
 import subprocess
@@ -43,6 +44,7 @@ class _Open:
     """Work that the broker has, and everybody who waits for it."""
 
     work: Work
+    key: bytes
     futures: list[Future[Verdict]]
     brokers: int = 1
 
@@ -75,8 +77,8 @@ class Sandbox:
         }
         self._lock = threading.Lock()  # of everything below
         self._open: dict[int, _Open] = {}
-        self._by_work: dict[Work, int] = {}
-        self._judged: collections.OrderedDict[Work, Verdict] = collections.OrderedDict()
+        self._by_key: dict[bytes, int] = {}
+        self._judged: collections.OrderedDict[bytes, Verdict] = collections.OrderedDict()
         self._next_id = 1
         self._closed = False
         self._room = threading.BoundedSemaphore(self.jobs * _WAITING_PER_JOB)
@@ -100,9 +102,10 @@ class Sandbox:
         work = (program, tests, limits or Limits())
         future: Future[Verdict] = Future()
         future.set_running_or_notify_cancel()  # one waiter cannot cancel what others wait for
-        if not self._join(work, future):
+        key = _key(work)
+        if not self._join(key, future):
             self._room.acquire()
-            number = self._register(work, future)
+            number = self._register(work, key, future)
             if number is None:
                 self._room.release()
             else:
@@ -131,23 +134,23 @@ class Sandbox:
 
     # ------------------------------------------------------------------------- bookkeeping
 
-    def _join(self, work: Work, future: Future[Verdict]) -> bool:
+    def _join(self, key: bytes, future: Future[Verdict]) -> bool:
         """Answer from what is known or under way, if it is."""
         with self._lock:
-            verdict = self._judged.get(work)
+            verdict = self._judged.get(key)
             if verdict is None:
-                number = self._by_work.get(work)
+                number = self._by_key.get(key)
                 if number is None:
                     return False
                 self._open[number].futures.append(future)
                 return True
-            self._judged.move_to_end(work)
+            self._judged.move_to_end(key)
         future.set_result(verdict)
         return True
 
-    def _register(self, work: Work, future: Future[Verdict]) -> int | None:
+    def _register(self, work: Work, key: bytes, future: Future[Verdict]) -> int | None:
         """A number for new work; None if another thread has brought the same, or all is over."""
-        if self._join(work, future):
+        if self._join(key, future):
             return None
         with self._lock:
             if self._closed:
@@ -155,8 +158,8 @@ class Sandbox:
                 return None
             number = self._next_id
             self._next_id += 1
-            self._open[number] = _Open(work, [future])
-            self._by_work[work] = number
+            self._open[number] = _Open(work, key, [future])
+            self._by_key[key] = number
             return number
 
     def _settle(self, number: int, verdict: Verdict | None, error: str = "") -> None:
@@ -164,9 +167,9 @@ class Sandbox:
             done = self._open.pop(number, None)
             if done is None:
                 return
-            self._by_work.pop(done.work, None)
+            self._by_key.pop(done.key, None)
             if verdict is not None and verdict.status != "timeout":
-                self._judged[done.work] = verdict
+                self._judged[done.key] = verdict
                 if len(self._judged) > _REMEMBERED:
                     self._judged.popitem(last=False)
         self._room.release()
@@ -280,6 +283,11 @@ class Sandbox:
             else:
                 self._send(frames.pack(_request(number, item.work)))
         return True
+
+
+def _key(work: Work) -> bytes:
+    """What equal work shares: verdicts outlive the programs, which may be large."""
+    return hashlib.blake2b(frames.pack(_request(0, work)), digest_size=32).digest()
 
 
 def _request(number: int, work: Work) -> dict[str, Any]:

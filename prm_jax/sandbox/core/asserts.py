@@ -12,6 +12,7 @@ import dataclasses
 import math
 import operator
 import sys
+from collections.abc import Set
 from typing import Any
 
 from prm_jax.sandbox.core import compare, values
@@ -28,7 +29,14 @@ _PREDICATES = frozenset(
     for kind in (str, bytes, list, tuple, dict, set, frozenset, int, float)
     for name in dir(kind)
 )
-_MODULES = frozenset(sys.stdlib_module_names) | {"np", "numpy"}
+_MODULES = {name: name for name in sys.stdlib_module_names} | {"np": "numpy", "numpy": "numpy"}
+# Names that tests use as if they were built in, for the program imports them. A program that puts
+# something of its own in their place could make `f(2) == Fraction(1, 2)` true.
+_WELL_KNOWN = {
+    "Counter": "collections", "OrderedDict": "collections", "defaultdict": "collections",
+    "deque": "collections", "namedtuple": "collections", "Decimal": "decimal",
+    "Fraction": "fractions", "isclose": "math", "date": "datetime", "timedelta": "datetime",
+}  # fmt: skip
 _ORDERINGS = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
 }  # fmt: skip
@@ -75,8 +83,9 @@ def split(statements: list[str], setup: str = "") -> tuple[list[str], list[Condi
 
     Raises NotSplit, and SyntaxError for what is not Python.
     """
-    own = _bound_names(ast.parse(setup)) if setup else frozenset()
-    splitter = _Splitter(own)
+    code = "\n".join([setup, *statements])
+    own = _bound_names(ast.parse(setup)) | sources(code).keys()
+    splitter = _Splitter(own, asks_builtins=set(free_names(code)) <= own)
     conditions = []
     for statement in statements:
         body = ast.parse(statement.strip()).body
@@ -92,13 +101,14 @@ def holds(condition: Condition, results: list[Any], tolerance: float = 0.0) -> b
         return all(_holds(part, results, tolerance) for part in condition)
     except values.Malformed:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+    except Exception as error:  # the values are hostile, and no verdict may hang on how
         raise values.Malformed(str(error)[:200]) from error
 
 
 class _Splitter:
-    def __init__(self, own: frozenset[str]):
-        self._own = own  # names that the trusted set-up binds
+    def __init__(self, own: Set[str], asks_builtins: bool):
+        self._asks_builtins = asks_builtins  # the tests name nothing else of the program
+        self._own = own  # names that are not the program's: of the set-up, of modules
         self.expressions: list[str] = []
 
     def condition(self, test: ast.expr) -> list[Comparison | Truth]:
@@ -143,7 +153,8 @@ class _Splitter:
                 return name not in _CHECKERS
             case ast.Call(func=ast.Name(id=name)) if name in _BUILTIN_NAMES:
                 if not any(self._of_program(n.id) for n in _names(node)):
-                    return name not in _EVALUATORS  # the program has a function of this name
+                    # perhaps the program has a function of this name
+                    return self._asks_builtins and name not in _EVALUATORS
                 keys = all(isinstance(k.value, ast.Lambda | ast.Constant) for k in node.keywords)
                 return name in _TRANSPARENT and keys and self._container(node.args)
             case ast.Call(func=ast.Attribute(value=inner, attr=attribute)):
@@ -166,7 +177,7 @@ class _Splitter:
         return any(direct) and all(isinstance(item, ast.Constant) for item in others)
 
     def _of_program(self, name: str) -> bool:
-        return name not in _BUILTIN_NAMES and name not in self._own and name not in _MODULES
+        return name not in _BUILTIN_NAMES and name not in self._own
 
 
 def literal(node: ast.expr) -> Any:
@@ -192,7 +203,7 @@ def literal(node: ast.expr) -> Any:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _arithmetic(type(op), literal(left), literal(right))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _CONTAINERS:
-            return _CONTAINERS[name](*map(literal, args))
+            return _container(_CONTAINERS[name], [literal(arg) for arg in args])
         case ast.Attribute(value=ast.Name(id="math"), attr=attribute) if attribute in _CONSTANTS:
             return getattr(math, attribute)
     raise ValueError(f"no literal: {ast.unparse(node)[:100]}")
@@ -211,7 +222,18 @@ _BINARY = {
 }  # fmt: skip
 
 
+def _container(kind: type, arguments: list[Any]) -> Any:
+    """`list(range(10**10))` and `bytes(10**10)` are short to write."""
+    if kind is bytes and any(isinstance(a, int) and a > values.MAX_NODES for a in arguments):
+        raise ValueError("literal too large")
+    if any(isinstance(a, range) and len(a) > values.MAX_NODES for a in arguments):
+        raise ValueError("literal too large")
+    return kind(*arguments)
+
+
 def _arithmetic(op: type[ast.operator], left: Any, right: Any) -> Any:
+    if isinstance(left, str | bytes) and op is ast.Mod:
+        raise ValueError("formatting has no bound")
     if op is ast.Mult:
         sizes = [len(x) for x in (left, right) if hasattr(x, "__len__")]
         counts = [x for x in (left, right) if isinstance(x, int)]
@@ -250,6 +272,26 @@ def free_names(code: str) -> list[str]:
     tree = ast.parse(code)
     bound = _bound_names(tree) | _BUILTIN_NAMES
     return sorted({n.id for n in _names(tree)} - bound)
+
+
+def sources(code: str) -> dict[str, tuple[str, str]]:
+    """The free names of test code that are no business of the program: (module, attribute).
+
+    The attribute is "" for a module. A name that is called is no module. Where the tests name
+    nothing else, they ask the program for what is well known.
+    """
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    names = free_names(code)
+    found = {n: (_MODULES[n], "") for n in names if n in _MODULES and n not in called}
+    if "datetime" in names and "datetime" in called:
+        found["datetime"] = ("datetime", "datetime")
+    if any(n not in found and n not in _WELL_KNOWN for n in names):
+        found |= {n: (_WELL_KNOWN[n], n) for n in names if n in _WELL_KNOWN}
+    return found
 
 
 def _holds(part: Comparison | Truth, results: list[Any], tolerance: float) -> bool:

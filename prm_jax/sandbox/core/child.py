@@ -145,6 +145,7 @@ def _place(error: BaseException) -> str:
 
 def prepare_interpreter() -> None:
     """Make this interpreter what programs expect of one; once, in the zygote."""
+    sys.orig_argv[:] = sys.argv  # the command that started this one tells where the sandbox lies
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")  # type: ignore[assignment]
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")  # type: ignore[assignment]
     builtins.help = _sitebuiltins._Helper()  # type: ignore[assignment]

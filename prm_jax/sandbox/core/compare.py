@@ -54,8 +54,10 @@ def truth(data: Any) -> bool:
     tag = data[0]
     if tag in ("l", "t", "s", "d", "q"):
         return len(data) > 1
-    if tag in ("u", "b", "r", "m", "f", "D", "a"):
+    if tag in ("u", "b", "r", "m", "f", "D"):
         return bool(values.decode(data))
+    if tag == "a":
+        raise Malformed("an array is neither true nor false")
     return True
 
 
@@ -101,7 +103,13 @@ def _exact(number: int | float | complex | Fraction) -> str:
         if math.isinf(number):
             return f"f{number}"
     numerator, denominator = number.as_integer_ratio()
-    return f"n{numerator:x}" if denominator == 1 else f"q{numerator:x}/{denominator:x}"
+    if not numerator:
+        return "n"
+    if denominator & (denominator - 1):
+        return f"q{numerator:x}/{denominator:x}"
+    # an odd number times a power of two: short for every float, or 1e308 would take 256 digits
+    zeros = (numerator & -numerator).bit_length() - 1
+    return f"n{numerator >> zeros:x}p{zeros - denominator.bit_length() + 1}"
 
 
 def _canonical(data: Any, depth: int) -> str:

@@ -7,6 +7,7 @@ no owner to signal. Threads are allowed, for contest programs start one to have 
 """
 
 import errno
+import resource
 import signal
 from collections.abc import Mapping
 
@@ -55,7 +56,7 @@ _ALLOWED = {
     "getrusage": (98, 165), "getrandom": (318, 278),
     # a pair of connected sockets wakes asyncio's loop; no other socket can be made
     "socketpair": (53, 199), "sendto": (44, 206), "recvfrom": (45, 207), "shutdown": (48, 210),
-    "getsockname": (51, 204), "getpeername": (52, 205), "setsockopt": (54, 208),
+    "getsockname": (51, 204), "getpeername": (52, 205),
     "getsockopt": (55, 209),
     "wait4": (61, 260), "waitid": (247, 95), "prctl": (157, 167), "exit": (60, 93),
     "exit_group": (231, 94),
@@ -73,6 +74,7 @@ _UNKNOWN = {"clone3": (435, 435), "openat2": (437, 437)}
 
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1034)  # no owner, no signal
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # isatty, size, FIONREAD/NBIO/CLEX
+_SEND_FLAGS = (0, 0x40, 0x4000, 0x4040)  # MSG_DONTWAIT, MSG_NOSIGNAL
 _PRCTLS = (15, 16, 0x53564D41)  # the name of a thread, the name of a mapping
 # A program that dies by SIGKILL was killed from outside, and one that stops would only waste time.
 _SIGNALS_DENIED = (
@@ -148,6 +150,14 @@ def _none_of(argument: int, values: tuple[int, ...], otherwise: int) -> Instruct
     return [_low(argument), *jumps, (_RET, 0, 0, otherwise)]
 
 
+def _null(argument: int) -> Instructions:
+    """Go on if the argument is zero, a pointer to nothing."""
+    return [
+        _low(argument), (_JEQ, 1, 0, 0), (_RET, 0, 0, _DENY),
+        _high(argument), (_JEQ, 1, 0, 0), (_RET, 0, 0, _DENY),
+    ]  # fmt: skip
+
+
 def child_filter(pid: int) -> linux.SeccompFilter:
     """What is left to a program whose process has this pid, in the namespace that it sees."""
     done = [(_RET, 0, 0, _ALLOW)]
@@ -155,11 +165,13 @@ def child_filter(pid: int) -> linux.SeccompFilter:
     to_itself = _one_of(0, (pid,), _DENY)
     own_signal = to_itself + _none_of(1, _SIGNALS_DENIED, _DENY)
     thread_signal = to_itself + _none_of(2, _SIGNALS_DENIED, _DENY)
-    of_itself = _one_of(0, (0, pid), _DENY)
-    no_address = [
-        _low(4), (_JEQ, 1, 0, 0), (_RET, 0, 0, _DENY),
-        _high(4), (_JEQ, 1, 0, 0), (_RET, 0, 0, _DENY),
+    # A hard limit of CPU time lets a program die by SIGKILL, which stands for a failure of ours.
+    null_limit = _null(2)
+    of_itself = _one_of(0, (0, pid), _DENY) + [
+        _low(1), (_JEQ, 0, len(null_limit), resource.RLIMIT_CPU), *null_limit
     ]  # fmt: skip
+    own_limit = _none_of(0, (resource.RLIMIT_CPU,), _DENY)
+    plain_send = _one_of(3, _SEND_FLAGS, _DENY) + _null(4)
     pair = _one_of(0, (_AF_UNIX,), _DENY) + [
         _low(1), (_AND, 0, 0, 0xF), (_JEQ, 1, 0, _SOCK_STREAM), (_RET, 0, 0, _DENY),
     ]  # fmt: skip
@@ -168,10 +180,11 @@ def child_filter(pid: int) -> linux.SeccompFilter:
         "kill": own_signal,
         "tgkill": thread_signal,
         "prlimit64": of_itself,
+        "setrlimit": own_limit,
         "fcntl": _one_of(1, _FCNTL_COMMANDS, _DENY),
         "ioctl": _one_of(1, _IOCTLS, _DENY),
         "prctl": _one_of(0, _PRCTLS, _DENY),
-        "sendto": no_address,
+        "sendto": plain_send,
         "socketpair": pair,
     }
     code = _prologue() + _returns(_numbers(_ZYGOTE_ONLY), _DENY)

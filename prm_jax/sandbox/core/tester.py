@@ -7,18 +7,10 @@ plain built-in objects; what is no value is a `Remote`, which equals nothing but
 
 import builtins
 import importlib
-import sys
 from typing import Any
 
 from prm_jax.sandbox.core import child, frames, values
 
-# names that tests use as if they were built in, for the program imports them
-_WELL_KNOWN = {
-    "Counter": "collections", "OrderedDict": "collections", "defaultdict": "collections",
-    "deque": "collections", "namedtuple": "collections", "Decimal": "decimal",
-    "Fraction": "fractions", "isclose": "math", "timedelta": "datetime",
-}  # fmt: skip
-_ALIASES = {"np": "numpy"}
 _SILENT = (StopIteration, StopAsyncIteration)  # would end a loop of the tests without an error
 
 
@@ -50,19 +42,18 @@ def run(job: dict[str, Any], requests: int, responses: int, out: int) -> int:
     return 0
 
 
-def _resolve(names: dict[str, str], namespace: dict[str, Any], link: "_Link") -> None:
-    """Bind the names that the tests do not define: modules, or what the program defines."""
-    for name, expression in names.items():
-        module = _ALIASES.get(name, name)
-        if name in _WELL_KNOWN:
-            namespace[name] = getattr(importlib.import_module(_WELL_KNOWN[name]), name)
-        elif module in sys.stdlib_module_names or module in _ALIASES.values():
-            namespace[name] = importlib.import_module(module)
+def _resolve(names: dict[str, Any], namespace: dict[str, Any], link: "_Link") -> None:
+    """Bind the names that the tests do not define: from modules, or what the program defines."""
+    for name, source in names.items():
+        if isinstance(source, list):
+            module, attribute = source
+            found = importlib.import_module(module)
+            namespace[name] = getattr(found, attribute) if attribute else found
         else:
             try:
-                namespace[name] = link.ask("get", expression)
+                namespace[name] = link.ask("get", source)
             except Exception as error:
-                namespace[name] = _Missing(f"the program has no {expression}: {error}")
+                namespace[name] = _Missing(f"the program has no {source}: {error}")
 
 
 class _Missing:

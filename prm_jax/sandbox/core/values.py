@@ -28,6 +28,7 @@ MAX_NODES = 200_000
 MAX_DEPTH = 200  # a frame nests as deep as its value
 _SMALL = 10**15  # integers below this are the same in every JSON implementation
 _MAX_DIGITS = 5000  # of Decimals and Fractions, whose arithmetic takes quadratic time
+_MAX_ZEROS = 400  # of a Decimal, beyond its digits: as many as floats have
 
 
 class TooLarge(ValueError):
@@ -198,7 +199,7 @@ def decimal(text: Any) -> Decimal:
     if len(text) > _MAX_DIGITS:
         raise Malformed("too many digits")
     value = Decimal(text)
-    if value.is_finite() and abs(value.adjusted()) > _MAX_DIGITS:
+    if value.is_finite() and abs(value.adjusted()) > len(text) + _MAX_ZEROS:
         raise Malformed("exponent out of range")
     return value
 

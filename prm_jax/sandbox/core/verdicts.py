@@ -16,7 +16,7 @@ from typing import Any
 from prm_jax.sandbox.core import asserts, compare, frames, values
 
 Verdict = dict[str, Any]
-_MAX_CACHED_TESTS = 4096
+_MAX_CACHED_TESTS, _MAX_CACHED_CHARACTERS = 1024, 1 << 16
 _MAX_MESSAGE = 1000
 _TESTER_CPU_S = 5.0  # over the program's own limit
 
@@ -72,11 +72,17 @@ def judge(program: str, tests: dict[str, Any], limits: Limits) -> Steps:
     if kind == "stdio":
         return _stdio(program, tests, limits)
     if kind == "check":
-        return _proxied(program, _check_plan(tests["code"], tests["entry_point"]), limits)
-    plan = _call_plan(json.dumps([tests["asserts"], tests["setup"]]))
+        return _proxied(program, _cached(_check_plan, tests["code"], tests["entry_point"]), limits)
+    plan = _cached(_call_plan, json.dumps([tests["asserts"], tests["setup"]]))
     if plan.conditions is None:
         return _proxied(program, plan, limits)
     return _calls(program, plan, tests["float_tolerance"], limits)
+
+
+def _cached(plan: Any, *texts: str) -> "_Plan":
+    """The plan from its cache, unless the tests are so long that many would fill the memory."""
+    short = sum(map(len, texts)) < _MAX_CACHED_CHARACTERS
+    return plan(*texts) if short else plan.__wrapped__(*texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +91,7 @@ class _Plan:
     expressions: list[str]
     conditions: list[asserts.Condition] | None  # None: the tests run whole, in a tester
     tests: list[str]
-    names: dict[str, str]
+    names: dict[str, Any]
     stop_at_first: bool
     numpy: bool
 
@@ -118,9 +124,10 @@ def _check_plan(code: str, entry_point: str) -> _Plan:
     return _Plan("", [], None, [test], names, True, bool(_NUMPY.search(code)))
 
 
-def _names(code: str) -> dict[str, str]:
+def _names(code: str) -> dict[str, Any]:
+    """For each free name: an expression for the program, or the (module, attribute) it means."""
     try:
-        return {name: name for name in asserts.free_names(code)}
+        return {name: name for name in asserts.free_names(code)} | asserts.sources(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BadTests(f"the tests cannot be read: {error}") from error
 
@@ -289,8 +296,15 @@ def _verdict(
         "tests_total": total,
         "cpu_s": round(sum(o.cpu_s for o in outcomes), 6),
         "wall_s": round(sum(o.wall_s for o in outcomes), 6),
-        "message": message[:_MAX_MESSAGE],
+        "message": _printable(message[:_MAX_MESSAGE]),
     }
+
+
+def _printable(text: str) -> str:
+    """A program's words without what would steer a terminal or fit in no UTF-8 file."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def parse_frames(data: bytes | bytearray) -> list[Any]:

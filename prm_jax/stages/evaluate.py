@@ -23,7 +23,7 @@ from prm_jax.stages.run import Run, Stream, write_atomically, write_json_lines
 from prm_jax.types import LineKind, Problem
 
 ARMS = ("sft", "rl", "rl_prm")
-KS = (1, 2, 5, 10)
+KS = (1, 2, 5, 10, 20, 30)  # those up to `samples`; best-of-K of the paper ends at 30
 SCORED_FAILING, SCORED_PASSING = 5, 2  # programs per arm that the report shows
 
 
@@ -31,12 +31,17 @@ def evaluate(run: Run) -> None:
     test, test_long = list(run.problems.test), list(run.problems.test_long)
     arms = [arm for arm in ARMS if run.done(arm) is not None]
     found: dict[str, list[list[Attempt]]] = {}
+    config = run.config.evaluate
+    # One for all arms: it is compiled once, and what one arm wrote is not run again for another.
+    sampling = Sampling(
+        run, Memo(), samples=config.samples, temperature=config.temperature, top_p=config.top_p
+    )
     with (
         Journal(run.workdir / "evaluate/journal.jsonl") as journal,
         Progress(len(arms) * (len(test) + len(test_long)), "evaluate", "problems") as progress,
     ):
         for arm in arms:
-            found[arm] = _attempts(run, arm, [*test, *test_long], journal, progress)
+            found[arm] = _attempts(run, sampling, arm, [*test, *test_long], journal, progress)
             _write_samples(run, arm, [*test, *test_long], found[arm])
 
     results: dict[str, Any] = {
@@ -44,7 +49,7 @@ def evaluate(run: Run) -> None:
         "seed": run.config.seed,
         "config_digest": run.digest(),
         "versions": json.loads((run.workdir / "versions.json").read_text()),
-        "confidence": run.config.evaluate.confidence,
+        "confidence": config.confidence,
         "arms": {},
     }
     for arm in arms:
@@ -53,10 +58,14 @@ def evaluate(run: Run) -> None:
         results["arms"][arm] = {
             **_pass_rates(run, test, attempts[: len(test)]),
             "test_long": _pass_rates(run, test_long, attempts[len(test) :]),
-            "samples": run.config.evaluate.samples,
-            "temperature": run.config.evaluate.temperature,
+            "samples": config.samples,
+            "temperature": config.temperature,
             "programs_generated": summary.get("programs_generated", 0),
         }
+        if arm != "rl" and "rl" in arms:
+            results["arms"][arm]["difference_to_rl"] = _difference(
+                run, attempts[: len(test)], found["rl"][: len(test)]
+            )
     if (labelled := run.done("label")) is not None:
         results["label_cost"] = labelled["cost"]
         train = [r for r in read_labels(run) if r.split == "train"]
@@ -69,13 +78,14 @@ def evaluate(run: Run) -> None:
 
 
 def _attempts(
-    run: Run, arm: str, problems: list[Problem], journal: Journal, progress: Progress
+    run: Run,
+    sampling: Sampling,
+    arm: str,
+    problems: list[Problem],
+    journal: Journal,
+    progress: Progress,
 ) -> list[list[Attempt]]:
-    config = run.config.evaluate
     params = run.restore(f"{arm}/policy", abstract_params(run.policy, run.mesh))
-    sampling = Sampling(
-        run, Memo(), samples=config.samples, temperature=config.temperature, top_p=config.top_p
-    )
     starts = [Start(problem) for problem in problems]
     # Every arm draws from one stream: arms differ by their policies alone.
     return sampling.run(params, starts, run.key(Stream.EVALUATE), journal, arm, progress)
@@ -101,8 +111,7 @@ def _write_samples(
 def _pass_rates(
     run: Run, problems: Sequence[Problem], attempts: list[list[Attempt]]
 ) -> dict[str, Any]:
-    n = np.array([len(row) for row in attempts], np.int64)
-    c = np.array([sum(a.passed for a in row) for row in attempts], np.int64)
+    n, c = _counts(attempts)
     horizons = np.array([problem.horizon for problem in problems])
     ks = [k for k in KS if k <= run.config.evaluate.samples]
     return {
@@ -113,6 +122,24 @@ def _pass_rates(
             for h in np.unique(horizons)
         },
     }
+
+
+def _difference(
+    run: Run, attempts: list[list[Attempt]], baseline: list[list[Attempt]]
+) -> dict[str, float | int]:
+    """pass@1 less that of the baseline, each problem against itself (paired bootstrap).
+
+    A resample draws problems, and a problem brings both arms along: how hard it is cancels out,
+    and the interval is narrower than those of the two arms suggest.
+    """
+    ours, theirs = (pass_at_k(*_counts(arm), 1) for arm in (attempts, baseline))
+    return _interval(run, ours - theirs)
+
+
+def _counts(attempts: list[list[Attempt]]) -> tuple[np.ndarray, np.ndarray]:
+    """How many attempts each problem has, and how many of them pass."""
+    n = np.array([len(row) for row in attempts], np.int64)
+    return n, np.array([sum(a.passed for a in row) for row in attempts], np.int64)
 
 
 def _interval(run: Run, per_problem: np.ndarray) -> dict[str, float | int]:
@@ -164,8 +191,7 @@ def _write_scored(
         firsts = [(arm, problem, row[0]) for problem, row in zip(problems, rows, strict=True)]
         for wanted, passed in ((SCORED_FAILING, False), (SCORED_PASSING, True)):
             some = [item for item in firsts if item[2].passed == passed]
-            stride = max(1, len(some) // wanted)  # spread over the set, which is sorted by horizon
-            chosen += some[::stride][:wanted]
+            chosen += [some[i] for i in _spread([p.horizon for _, p, _ in some], wanted)]
     lines = [split_lines(run.tokenizer.pieces(a.ids)) for _, _, a in chosen]
     ends = [step_ends(line)[0] for line in lines]
     scores = step_scores(
@@ -201,3 +227,13 @@ def _write_scored(
             }
         )
     write_json_lines(run.workdir / "evaluate/scored.jsonl", rows)
+
+
+def _spread(horizons: Sequence[int], wanted: int) -> list[int]:
+    """Indices of `wanted` problems (fewer if there are fewer), evenly spaced in order of horizon.
+
+    The problems themselves come in turns of all horizons, where a stride might meet one only.
+    """
+    order = np.argsort(np.array(horizons), kind="stable")
+    wanted = min(wanted, len(order))
+    return [int(order[(2 * i + 1) * len(order) // (2 * wanted)]) for i in range(wanted)]

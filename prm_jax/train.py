@@ -169,7 +169,7 @@ def open_workdir(workdir: Path, config: Config) -> None:
         used = [
             line
             for line in differences(deciding(json.loads(path.read_text())), deciding(resolved))
-            if (workdir / READ_FIRST_BY.get(re.split("[.:]", line)[0], STAGES[0])).exists()
+            if _has_been_read(re.split("[.:]", line)[0], workdir)
         ]
         if used:
             raise ConfigError(
@@ -189,6 +189,12 @@ def open_workdir(workdir: Path, config: Config) -> None:
     }
     write_atomically(workdir / "versions.json", json.dumps(versions, indent=2))
     write_atomically(path, json.dumps(resolved, indent=2))
+
+
+def _has_been_read(section: str, workdir: Path) -> bool:
+    """Whether the first stage that reads a section of the settings, or a later one, has begun."""
+    first = STAGES.index(READ_FIRST_BY.get(section, STAGES[0]))
+    return any((workdir / stage).exists() for stage in STAGES[first:])
 
 
 def check_fit(run: Run) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore
+import tokenizers
 
 from prm_jax import train
 from prm_jax.config import ConfigError
@@ -163,6 +164,55 @@ def test_other_settings_in_a_used_workdir_are_refused_by_name(whole, capsys):
     argv = command(whole, "--ppo.clip-low=0.1")[3:]
     assert train.main(argv) == 2
     assert "ppo.clip_low: 0.2 -> 0.1" in capsys.readouterr().err
+
+
+def test_settings_may_change_until_a_stage_has_read_them(tmp_path):
+    workdir = tmp_path / "run"
+    config = train.parse(["--config", str(MICRO)]).config
+
+    def opens(*overrides: str) -> bool:
+        changed = train.parse(["--config", str(MICRO), *overrides]).config
+        try:
+            train.open_workdir(workdir, changed)
+        except ConfigError:
+            return False
+        return True
+
+    train.open_workdir(workdir, config)
+    assert opens("--max-prompt-tokens=50") and opens()  # nothing has begun
+    (workdir / "sft").mkdir()
+    assert not opens("--max-prompt-tokens=50") and not opens("--sft.steps=3")
+    assert opens("--ppo.steps=8") and opens()
+    (workdir / "rl").mkdir()
+    assert not opens("--ppo.steps=8") and not opens("--label.checkpoints=1")
+    assert opens("--dense.lam-fail=0.1", "--no-value-init") and opens()
+    (workdir / "evaluate").mkdir()
+    assert not opens("--dense.lam-fail=0.1") and not opens("--no-value-init")
+    assert opens("--mesh.data=2", "--mesh.fsdp=4", "--sandbox.jobs=1")  # decide no number
+    assert not opens("--sandbox.cpu-s=1")
+
+
+def test_what_only_the_data_can_tell_is_refused_and_the_workdir_can_be_used_again(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert train.main(command(workdir, "--max-prompt-tokens=5")[3:]) == 2
+    assert "max_prompt_tokens = 5" in capsys.readouterr().err
+    assert train.main(command(workdir, "--max-completion-tokens=6")[3:]) == 2
+    assert "max_completion_tokens = 6" in capsys.readouterr().err
+    assert train.main(command(workdir, "--tokenizer.path=nowhere.json")[3:]) == 2
+    assert "tokenizer.path = 'nowhere.json'" in capsys.readouterr().err
+    assert train.main(command(tmp_path / "empty", "--stages", "report")[3:]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_cannot_spell_programs_is_refused(tmp_path, capsys):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0, "</s>": 1}, unk_token="x"))
+    words.add_special_tokens(["</s>"])
+    words.decoder = tokenizers.decoders.ByteLevel()
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    words.save(str(tmp_path / "tokenizer.json"))
+    argv = command(tmp_path / "run", f"--tokenizer.path={tmp_path / 'tokenizer.json'}")[3:]
+    assert train.main(argv) == 2
+    assert "cannot spell the solution of" in capsys.readouterr().err
 
 
 def test_a_workdir_in_use_is_refused(tmp_path, capsys):

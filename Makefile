@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 
 test: $(TEST_READY)
 	@echo "== Running the tests"
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(TEST_READY)
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest

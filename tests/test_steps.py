@@ -1,4 +1,4 @@
-"""The compiled steps: held against eager references, on one device and on eight."""
+"""The compiled steps: held against independent references, on one device and on eight."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
+from jax.sharding import Mesh
 
 from prm_jax.config import MeshConfig, ModelConfig
 from prm_jax.model.heads import PolicyModel, ScalarModel
@@ -20,36 +20,64 @@ from prm_jax.steps.sft import make_sft_step
 from prm_jax.steps.state import adam, adamw_cosine, new_state, scalar_params
 from prm_jax.types import LabelBatch, Rollout, Samples, TokenBatch
 
-MODEL = ModelConfig(layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=32)
+MODEL = ModelConfig(layers=1, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=32)
 VOCAB, EOS, PAD = 24, 1, 0
 P, C, B = 6, 10, 16
+TEMPERATURE = 0.7  # far enough from 1 that a step which forgets it gives other numbers
 POLICY = PolicyModel(MODEL, VOCAB, PAD)
 SCALAR = ScalarModel(MODEL, VOCAB)
 ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 EIGHT = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
-PPO = dict(epochs=2, minibatches=2, clip_low=0.2, clip_high=0.2, value_clip=0.2)
+CLIPS = dict(clip_low=0.2, clip_high=0.2, value_clip=0.2)
+EPOCHS, MINIBATCHES = 2, 2
 
 
 def shardings(state):
     return jax.tree.map(lambda x: x.sharding, state)
 
 
-def prompts() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    valid = np.arange(P)[None, :] >= rng.integers(0, P - 1, B)[:, None]
-    return np.where(valid, rng.integers(2, VOCAB, (B, P)), PAD).astype(np.int32), valid
+# Nearly all time goes into compiling, so each compiled program and each model is made once.
 
 
 @functools.cache
-def sampled(mesh, temperature: float) -> tuple[dict, Samples]:
+def policy_params(mesh: Mesh) -> dict:
     params = init_params(POLICY, mesh, jax.random.key(0))
-    trunk = params["trunk"]
-    trunk["embedding"] = 40 * trunk["embedding"]  # a policy that has preferences
+    embedding = params["trunk"]["embedding"]
+    # Twice a fresh embedding: a policy that has preferences, and is certain of nothing.
+    return params | {"trunk": params["trunk"] | {"embedding": 2 * embedding}}
+
+
+@functools.cache
+def critic_and_prm(mesh: Mesh) -> tuple[dict, dict]:
+    """Two scalar models that differ in their heads, neither of them 0 everywhere."""
+    critic = scalar_params(SCALAR, policy_params(mesh)["trunk"], mesh, jax.random.key(1))
+
+    def with_head(seed: int, bias: float) -> dict:
+        kernel = 0.3 * jax.random.normal(jax.random.key(seed), (MODEL.embed,))
+        head = {"kernel": kernel, "bias": jnp.float32(bias)}
+        return critic | {"head": jax.device_put(head, shardings(critic["head"]))}
+
+    return with_head(2, bias=0.5), with_head(3, bias=-0.1)
+
+
+@functools.cache
+def sampled(mesh: Mesh) -> Samples:
+    rng = np.random.default_rng(0)
+    valid = np.arange(P)[None, :] >= rng.integers(0, P - 1, B)[:, None]
+    tokens = np.where(valid, rng.integers(2, VOCAB, (B, P)), PAD).astype(np.int32)
+    budget = np.arange(B, dtype=np.int32) % C + 1  # completions of all lengths
     sampler = make_sampler(
-        POLICY, mesh, completion_tokens=C, samples_per_prompt=1, temperature=temperature, eos_id=EOS
+        POLICY, mesh, completion_tokens=C, samples_per_prompt=1, temperature=TEMPERATURE, eos_id=EOS
     )
-    budget = np.full(B, C, np.int32)
-    return params, sampler(params, *prompts(), budget, jax.random.key(5))
+    return sampler(policy_params(mesh), tokens, valid, budget, jax.random.key(5))
+
+
+@functools.cache
+def scored(mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `make_score` says of the samples, with the policy itself as the reference."""
+    score = make_score(POLICY, SCALAR, mesh, prompt_tokens=P, temperature=TEMPERATURE)
+    with jax.set_mesh(mesh):
+        return score(policy_params(mesh), *critic_and_prm(mesh), sampled(mesh))
 
 
 def rollout_of(samples: Samples, **changes) -> Rollout:
@@ -69,29 +97,67 @@ def rollout_of(samples: Samples, **changes) -> Rollout:
 
 
 @functools.cache
-def run_ppo(mesh, temperature: float = 0.7):
-    """One whole iteration: sample, score, experience, update."""
-    params, samples = sampled(mesh, temperature)
-    policy = new_state(params, adam(learning_rate=1e-2, max_grad_norm=1.0), mesh)
-    critic_params = scalar_params(SCALAR, params["trunk"], mesh, jax.random.key(1))
-    critic = new_state(critic_params, adam(learning_rate=1e-2, max_grad_norm=1.0), mesh)
-    prm = init_params(SCALAR, mesh, jax.random.key(2))
-    prm["head"]["kernel"] = jnp.ones_like(prm["head"]["kernel"])
-    score = make_score(POLICY, SCALAR, mesh, prompt_tokens=P, temperature=temperature)
-    with jax.set_mesh(mesh):
-        ref_logp, values, scores = score(params, critic.params, prm, samples)
-        rollout = rollout_of(samples, ref_logp=ref_logp, values=values, prm_scores=scores)
-        experience = make_experience(
-            mesh, lam_fail=0.4, lam_pass=0.4, kl_coef=0.1, gamma=1.0, gae_lambda=0.95
+def logits_on_one_device():
+    return jax.jit(lambda params, *inputs: POLICY.apply({"params": params}, *inputs))
+
+
+def log_probs(params, tokens, valid, temperature: float) -> np.ndarray:
+    """log softmax(logits / temperature) of each token by NumPy, in float64; column 0 is NaN."""
+    logits = logits_on_one_device()(params, jnp.asarray(tokens), jnp.asarray(valid))
+    logits = np.asarray(logits, np.float64) / temperature
+    logits -= logits.max(axis=-1, keepdims=True)
+    table = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    chosen = np.take_along_axis(table[:, :-1], np.asarray(tokens)[:, 1:, None], axis=-1)[..., 0]
+    return np.pad(chosen, ((0, 0), (1, 0)), constant_values=np.nan)
+
+
+@functools.cache
+def scalars_on_one_device():
+    return jax.jit(
+        lambda params, tokens, valid: (
+            state_values(SCALAR, params, tokens, valid),
+            prefix_scores(SCALAR, params, tokens, valid),
         )
+    )
+
+
+@functools.cache
+def run_ppo(mesh: Mesh):
+    """One whole iteration: sample, score, experience, update."""
+    samples, (ref_logp, values, scores) = sampled(mesh), scored(mesh)
+    rollout = rollout_of(samples, ref_logp=ref_logp - 0.1, values=values, prm_scores=scores)
+    experience = make_experience(
+        mesh, lam_fail=0.4, lam_pass=0.4, kl_coef=0.1, gamma=1.0, gae_lambda=0.95
+    )
+    tx = adam(learning_rate=1e-2, max_grad_norm=1.0)
+    policy = new_state(policy_params(mesh), tx, mesh)
+    critic = new_state(critic_and_prm(mesh)[0], tx, mesh)
+    update = make_update(
+        POLICY, SCALAR, tx, tx, mesh, shardings(policy), shardings(critic), prompt_tokens=P,
+        temperature=TEMPERATURE, epochs=EPOCHS, minibatches=MINIBATCHES, **CLIPS,
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
         batch, reward_metrics = experience(rollout)
-        update = make_update(
-            POLICY, SCALAR, adam(learning_rate=1e-2, max_grad_norm=1.0),
-            adam(learning_rate=1e-2, max_grad_norm=1.0), mesh, shardings(policy), shardings(critic),
-            prompt_tokens=P, temperature=temperature, **PPO,
-        )  # fmt: skip
         policy, critic, metrics = update(policy, critic, batch, jax.random.key(9))
     return samples, rollout, batch, policy, critic, reward_metrics | metrics
+
+
+@functools.cache
+def first_update():
+    """The batch, and what one SGD step on all of it makes of policy and critic, on one device."""
+    samples, (ref_logp, values, _) = sampled(ONE), scored(ONE)
+    experience = make_experience(
+        ONE, lam_fail=0.0, lam_pass=0.0, kl_coef=0.0, gamma=1.0, gae_lambda=1.0
+    )
+    batch, _ = experience(rollout_of(samples, ref_logp=ref_logp, values=values))
+    tx = optax.sgd(0.1)
+    policy = new_state(policy_params(ONE), tx, ONE)
+    critic = new_state(critic_and_prm(ONE)[0], tx, ONE)
+    update = make_update(
+        POLICY, SCALAR, tx, tx, ONE, shardings(policy), shardings(critic), prompt_tokens=P,
+        temperature=TEMPERATURE, epochs=1, minibatches=1, **CLIPS,
+    )  # fmt: skip
+    return batch, *update(policy, critic, batch, jax.random.key(0))
 
 
 def assert_close(a, b, tolerance: float):
@@ -102,73 +168,51 @@ def assert_close(a, b, tolerance: float):
 # ------------------------------------------------------------------------------------------- PPO
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_the_samplers_log_probs_are_the_losss_at_any_temperature(temperature):
-    """The loss must take the sampling temperature, or the first ratio is not 1."""
-    params, samples = sampled(ONE, temperature)
-    logp, _ = token_logps(
-        POLICY, params, samples.tokens, samples.valid, temperature=temperature, prompt_tokens=P
-    )
+def test_the_samplers_log_probs_are_of_the_distribution_at_its_temperature():
+    samples = sampled(ONE)
     mask = np.asarray(samples.completion_mask)
-    assert mask.sum() > B
-    np.testing.assert_allclose(np.asarray(logp)[mask], np.asarray(samples.logp)[mask], atol=2e-5)
-    if temperature != 1.0:
-        other, _ = token_logps(POLICY, params, samples.tokens, samples.valid, temperature=1.0)
-        assert np.abs(np.asarray(other) - np.asarray(samples.logp))[mask].max() > 0.1
+    logp = np.asarray(samples.logp)[mask]
+    assert mask.sum() > 4 * B and len(set(mask.sum(axis=1).tolist())) >= C // 2
+    # Certain choices have log-prob 0 at every temperature, and would hide all that follows.
+    assert np.std(logp) > 0.5 and (logp < -0.05).mean() > 0.5
+    wanted = log_probs(policy_params(ONE), samples.tokens, samples.valid, TEMPERATURE)
+    np.testing.assert_allclose(logp, wanted[mask], atol=2e-5)
+    other = log_probs(policy_params(ONE), samples.tokens, samples.valid, 1.0)
+    assert np.abs(logp - other[mask]).mean() > 0.1
 
 
-def test_update_on_one_minibatch_is_the_eager_gradient_step():
-    """One epoch of one minibatch at ratio 1: loss gradients are -mean(A grad logp) and mean(V - G)."""
-    params, samples = sampled(ONE, 1.0)
-    rollout = rollout_of(samples)
-    experience = make_experience(
-        ONE, lam_fail=0.0, lam_pass=0.0, kl_coef=0.0, gamma=1.0, gae_lambda=1.0
+def test_scores_of_a_rollout_are_read_from_the_model_they_are_named_for():
+    samples, (ref_logp, values, scores) = sampled(ONE), scored(ONE)
+    mask = np.asarray(samples.completion_mask)
+    # The reference is the policy that sampled: log-probs agree if the temperatures do.
+    np.testing.assert_allclose(
+        np.asarray(ref_logp)[mask], np.asarray(samples.logp)[mask], atol=2e-5
     )
-    batch, _ = experience(rollout)
-    tx = optax.sgd(0.1)
-    critic_params = scalar_params(SCALAR, params["trunk"], ONE, jax.random.key(1))
-    policy, critic = new_state(params, tx, ONE), new_state(critic_params, tx, ONE)
-    mask = samples.completion_mask
-
-    def policy_loss(p):
-        logp, _ = token_logps(POLICY, p, samples.tokens, samples.valid, temperature=1.0)
-        return -(jnp.where(mask, logp * batch.advantages, 0)).sum() / mask.sum()
-
-    def value_loss(p):
-        values = state_values(SCALAR, p, samples.tokens, samples.valid)
-        return 0.5 * jnp.where(mask, (values - batch.returns) ** 2, 0).sum() / mask.sum()
-
-    wanted_policy = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(policy_loss)(params))
-    wanted_critic = jax.tree.map(
-        lambda p, g: p - 0.1 * g, critic_params, jax.grad(value_loss)(critic_params)
-    )
-    update = make_update(
-        POLICY, SCALAR, tx, tx, ONE, shardings(policy), shardings(critic), prompt_tokens=P,
-        temperature=1.0, **PPO | dict(epochs=1, minibatches=1),
-    )  # fmt: skip
-    policy, critic, metrics = update(policy, critic, batch, jax.random.key(0))
-    assert_close(policy.params, wanted_policy, 1e-5)
-    assert_close(critic.params, wanted_critic, 1e-5)
-    assert float(metrics["policy/clip_fraction"]) == 0.0
-    assert int(policy.step) == 1
-
-
-def test_epochs_and_minibatches_count_as_steps_and_metrics_are_finite():
-    *_, policy, critic, metrics = run_ppo(ONE)
-    assert int(policy.step) == int(critic.step) == PPO["epochs"] * PPO["minibatches"]
-    assert all(np.isfinite(float(value)) for value in metrics.values())
+    critic, prm = critic_and_prm(ONE)
+    wanted_values, of_critic = scalars_on_one_device()(critic, samples.tokens, samples.valid)
+    _, wanted_scores = scalars_on_one_device()(prm, samples.tokens, samples.valid)
+    for found, wanted, other in (
+        (values, wanted_values, of_critic),
+        (scores, wanted_scores, of_critic),
+    ):
+        np.testing.assert_allclose(np.asarray(found)[mask], np.asarray(wanted)[mask], atol=1e-5)
+        assert np.abs(np.asarray(found) - np.asarray(other))[mask].mean() > 0.1
+    by_prm_step = make_prefix_scores(SCALAR, ONE)(prm, samples.tokens, samples.valid)
+    assert_close(by_prm_step, wanted_scores, 1e-5)
 
 
 def test_without_prm_the_scores_are_zero_and_rewards_are_the_outcomes():
-    params, samples = sampled(ONE, 1.0)
-    critic = scalar_params(SCALAR, params["trunk"], ONE, jax.random.key(1))
-    score = make_score(POLICY, SCALAR, ONE, prompt_tokens=P, temperature=1.0)
-    ref_logp, values, scores = score(params, critic, None, samples)
-    assert not np.asarray(scores).any()
+    samples = sampled(ONE)
+    critic, _ = critic_and_prm(ONE)
+    score = make_score(POLICY, SCALAR, ONE, prompt_tokens=P, temperature=TEMPERATURE)
+    ref_logp, values, scores = score(policy_params(ONE), critic, None, samples)
+    assert not np.asarray(scores).any() and np.asarray(values).any()
     experience = make_experience(
         ONE, lam_fail=0.4, lam_pass=0.4, kl_coef=0.5, gamma=1.0, gae_lambda=1.0
     )
-    batch, metrics = experience(rollout_of(samples, ref_logp=ref_logp, prm_scores=scores))
+    batch, metrics = experience(
+        rollout_of(samples, ref_logp=ref_logp, values=values, prm_scores=scores)
+    )
     # The reference is the policy itself, so no KL; returns are the outcomes at every token.
     outcome = np.arange(B) % 2
     wanted = np.where(np.asarray(samples.completion_mask), outcome[:, None], 0)
@@ -176,9 +220,49 @@ def test_without_prm_the_scores_are_zero_and_rewards_are_the_outcomes():
     assert float(metrics["reward/line"]) == 0.0
 
 
+def test_the_first_ratio_to_the_sampling_policy_is_one():
+    """The loss takes the sampler's temperature: else the ratio is wrong before anything moved."""
+    _, policy, critic, metrics = first_update()
+    assert int(policy.step) == int(critic.step) == 1
+    np.testing.assert_allclose(float(metrics["policy/ratio_mean"]), 1.0, atol=1e-5)
+    np.testing.assert_allclose(float(metrics["policy/approx_kl"]), 0.0, atol=1e-8)
+    assert float(metrics["policy/clip_fraction"]) == float(metrics["value/clip_fraction"]) == 0.0
+
+
+def test_a_first_update_is_a_step_along_the_policy_gradient_and_the_value_error():
+    """At ratio 1 the gradients are those of -mean(A logp) and of mean((V - G)^2) / 2."""
+    batch, policy, critic, _ = first_update()
+    mask = batch.completion_mask
+
+    def policy_loss(params):
+        logp, _ = token_logps(POLICY, params, batch.tokens, batch.valid, temperature=TEMPERATURE)
+        return -jnp.where(mask, logp * batch.advantages, 0).sum() / mask.sum()
+
+    def value_loss(params):
+        values = state_values(SCALAR, params, batch.tokens, batch.valid)
+        return 0.5 * jnp.where(mask, (values - batch.returns) ** 2, 0).sum() / mask.sum()
+
+    @jax.jit
+    def stepped(policy, critic):
+        grads = jax.grad(policy_loss)(policy), jax.grad(value_loss)(critic)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, (policy, critic), grads)
+
+    before = policy_params(ONE), critic_and_prm(ONE)[0]
+    wanted = stepped(*before)
+    assert_close((policy.params, critic.params), wanted, 1e-5)
+    for trees in zip(before, wanted, strict=True):  # far more than the tolerance
+        moved = jax.tree.map(lambda p, q: float(jnp.abs(p - q).max()), *trees)
+        assert max(jax.tree.leaves(moved)) > 1e-2, moved
+
+
+def test_epochs_and_minibatches_count_as_steps_and_metrics_are_finite():
+    *_, policy, critic, metrics = run_ppo(ONE)
+    assert int(policy.step) == int(critic.step) == EPOCHS * MINIBATCHES
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
 def test_a_batch_of_one_row_is_kept():
-    _, samples = sampled(ONE, 1.0)
-    one = jax.tree.map(lambda x: x[:1], samples)
+    one = jax.tree.map(lambda x: x[-1:], sampled(ONE))
     zeros = jnp.zeros_like(one.logp)
     rollout = Rollout(
         tokens=one.tokens, valid=one.valid, completion_mask=one.completion_mask,
@@ -193,9 +277,28 @@ def test_a_batch_of_one_row_is_kept():
     assert np.asarray(batch.returns).sum() == np.asarray(one.completion_mask).sum()
 
 
+def test_recalibration_brings_scores_to_the_scale_of_returns():
+    """Least squares by NumPy over the completion tokens: the outcome on the PRM read as value."""
+    samples = sampled(ONE)
+    _, prm = critic_and_prm(ONE)
+    mask = np.asarray(samples.completion_mask)
+    values, _ = scalars_on_one_device()(prm, samples.tokens, samples.valid)
+    values = np.asarray(values)
+    row_means = np.where(mask, values, 0).sum(axis=1) / mask.sum(axis=1)
+    outcome = (row_means > np.median(row_means)).astype(np.float32)  # so that the slope is positive
+    scale, shift = make_recalibration(SCALAR, ONE, gamma=1.0)(
+        prm, rollout_of(samples, outcome=jnp.asarray(outcome))
+    )
+    returns = np.broadcast_to(outcome[:, None], mask.shape)[mask]
+    slope, intercept = np.polyfit(values[mask], returns, 1)
+    assert slope > 0.1
+    np.testing.assert_allclose((float(scale), float(shift)), (slope, intercept), rtol=1e-3)
+
+
 # --------------------------------------------------------------------------------- SFT and PRM
 
 
+@functools.cache
 def text_batch() -> TokenBatch:
     rng = np.random.default_rng(1)
     valid = np.arange(P + C)[None, :] < rng.integers(P + 2, P + C, B)[:, None]
@@ -203,88 +306,66 @@ def text_batch() -> TokenBatch:
     return TokenBatch(tokens, valid, valid & (np.arange(P + C) >= P))
 
 
-def run_sft(mesh, steps: int = 3):
+@functools.cache
+def run_sft(mesh: Mesh):
+    """The parameters after three steps, and the losses of ten."""
     tx = adamw_cosine(
         steps=10, learning_rate=1e-2, warmup_steps=2, weight_decay=0.1, max_grad_norm=1.0
     )
-    state = new_state(init_params(POLICY, mesh, jax.random.key(0)), tx, mesh)
+    state = new_state(policy_params(mesh), tx, mesh)
     step = make_sft_step(POLICY, tx, mesh, shardings(state))
-    losses = []
+    losses, after_three = [], None
     with jax.set_mesh(mesh):
-        for _ in range(steps):
+        for _ in range(10):
             state, metrics = step(state, text_batch())
             losses.append(float(metrics["sft/loss"]))
-    return state, losses
-
-
-def label_batch() -> LabelBatch:
-    text = text_batch()
-    ends = text.mask & (text.tokens % 3 == 0)
-    labels = np.where(text.tokens % 2 == 0, 1.0, -1.0).astype(np.float32)
-    return LabelBatch(text.tokens, text.valid, ends, labels)
+            if len(losses) == 3:
+                after_three = jax.tree.map(np.array, state.params)
+    return after_three, losses
 
 
 def test_sft_loss_is_the_cross_entropy_of_the_solutions_and_falls():
     batch = text_batch()
-    params = init_params(POLICY, ONE, jax.random.key(0))
-    logits = np.asarray(POLICY.apply({"params": params}, batch.tokens, batch.valid), np.float64)
-    total = np.log(np.exp(logits).sum(axis=-1))
-    terms = [
-        total[b, t - 1] - logits[b, t - 1, batch.tokens[b, t]]
-        for b, t in zip(*np.nonzero(batch.mask), strict=True)
-    ]
-    _, losses = run_sft(ONE, steps=10)
+    terms = -log_probs(policy_params(ONE), batch.tokens, batch.valid, 1.0)[np.asarray(batch.mask)]
+    _, losses = run_sft(ONE)
     np.testing.assert_allclose(losses[0], np.mean(terms), rtol=1e-5)
     assert losses[-1] < losses[0] - 0.1
 
 
 def test_prm_regresses_on_labels_at_masked_line_ends_only():
-    batch = label_batch()
+    text = text_batch()
+    ends = text.mask & (text.tokens % 3 == 0)
+    labels = np.where(text.tokens % 2 == 0, 1.0, -1.0).astype(np.float32)
+    batch = LabelBatch(text.tokens, text.valid, ends, labels)
+    n_steps = 100
     tx = adamw_cosine(
-        steps=300, learning_rate=3e-3, warmup_steps=2, weight_decay=0.0, max_grad_norm=1.0
+        steps=n_steps, learning_rate=1e-2, warmup_steps=2, weight_decay=0.0, max_grad_norm=1.0
     )
-    trunk = init_params(POLICY, ONE, jax.random.key(0))["trunk"]
+    trunk = policy_params(ONE)["trunk"]
     state = new_state(scalar_params(SCALAR, trunk, ONE, jax.random.key(1)), tx, ONE)
     step = make_prm_step(SCALAR, tx, ONE, shardings(state))
     losses = []
-    for _ in range(300):
+    for _ in range(n_steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["prm/loss"]))
     assert abs(losses[0] - 1.0) < 1e-6  # the head starts at 0 and labels are -1 and +1
     assert losses[-1] < 0.05
-    scores = np.asarray(make_prefix_scores(SCALAR, ONE)(state.params, batch.tokens, batch.valid))
-    mask = np.asarray(batch.mask)
-    assert (np.sign(scores[mask]) == np.asarray(batch.labels)[mask]).mean() > 0.95
+    _, scores = scalars_on_one_device()(state.params, *map(jnp.asarray, (text.tokens, text.valid)))
+    assert (np.sign(np.asarray(scores)[ends]) == labels[ends]).mean() > 0.95
 
 
-def test_critic_and_prm_never_share_the_policys_buffers():
-    params, _ = sampled(ONE, 1.0)
-    tx = adam(learning_rate=1e-2, max_grad_norm=1.0)
-    critic = new_state(scalar_params(SCALAR, params["trunk"], ONE, jax.random.key(1)), tx, ONE)
-    policy = new_state(params, tx, ONE)
-
-    def pointers(tree):
-        return {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
-
-    assert not pointers(policy.params) & pointers(params)
-    assert not pointers(critic.params) & pointers(params)
-    assert not pointers(critic.params) & pointers(policy.params)
-
-
-def test_recalibration_brings_scores_to_the_scale_of_returns():
-    """Least squares by NumPy, over the completion tokens, of the outcome on the PRM read as value."""
-    _, samples = sampled(ONE, 1.0)
-    prm = init_params(SCALAR, ONE, jax.random.key(2))
-    prm["head"]["kernel"] = jax.random.normal(jax.random.key(3), prm["head"]["kernel"].shape)
-    outcome = (jnp.arange(B) < 5).astype(jnp.float32)
-    rollout = rollout_of(samples, outcome=outcome)
-    scale, shift = make_recalibration(SCALAR, ONE, gamma=1.0)(prm, rollout)
-    mask = np.asarray(samples.completion_mask)
-    scores = np.asarray(state_values(SCALAR, prm, samples.tokens, samples.valid))[mask]
-    returns = np.broadcast_to(np.asarray(outcome)[:, None], mask.shape)[mask]
-    slope, intercept = np.polyfit(scores, returns, 1)
-    wanted = (slope, intercept) if slope > 0 else (0.0, returns.mean())
-    np.testing.assert_allclose((float(scale), float(shift)), wanted, rtol=1e-3, atol=1e-4)
+def test_critic_and_policy_never_share_the_buffers_that_they_start_from():
+    params = policy_params(ONE)
+    tx = optax.sgd(0.1)
+    critic_params = scalar_params(SCALAR, params["trunk"], ONE, jax.random.key(1))
+    trees = (
+        params,
+        critic_params,
+        new_state(params, tx, ONE).params,
+        new_state(critic_params, tx, ONE).params,
+    )
+    pointers = [x.unsafe_buffer_pointer() for tree in trees for x in jax.tree.leaves(tree)]
+    assert len(set(pointers)) == len(pointers)
 
 
 # ------------------------------------------------------------------------- one device and eight
@@ -301,9 +382,9 @@ def test_ppo_is_the_same_on_one_device_and_on_eight():
 
 
 def test_sft_is_the_same_on_one_device_and_on_eight():
-    (state_one, losses_one), (state_eight, losses_eight) = run_sft(ONE), run_sft(EIGHT)
-    np.testing.assert_allclose(losses_one, losses_eight, rtol=1e-5)
-    assert_close(state_one.params, state_eight.params, 1e-3)
+    (params_one, losses_one), (params_eight, losses_eight) = run_sft(ONE), run_sft(EIGHT)
+    np.testing.assert_allclose(losses_one, losses_eight, rtol=1e-4)
+    assert_close(params_one, params_eight, 1e-3)
 
 
 def test_everything_is_really_sharded():
@@ -320,14 +401,3 @@ def test_everything_is_really_sharded():
                     assert array.size == 4 * shard, (name, array.sharding)
     embedding = policy.params["trunk"]["embedding"]
     assert embedding.sharding.shard_shape(embedding.shape) == (VOCAB // 2, MODEL.embed // 2)
-
-
-def test_prefix_scores_of_a_step_read_the_token_that_ends_it():
-    batch = label_batch()
-    params = init_params(SCALAR, ONE, jax.random.key(2))
-    params["head"]["kernel"] = jnp.ones_like(params["head"]["kernel"])
-    whole = prefix_scores(SCALAR, params, jnp.array(batch.tokens), jnp.array(batch.valid))
-    cut = prefix_scores(
-        SCALAR, params, jnp.array(batch.tokens[:, :9]), jnp.array(batch.valid[:, :9])
-    )
-    np.testing.assert_allclose(np.asarray(whole)[:, :9], np.asarray(cut), atol=1e-5)

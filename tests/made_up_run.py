@@ -38,6 +38,19 @@ def made_up_arm(rng, level, *, generated):
     }
 
 
+def made_up_arms(rng):
+    arms = {
+        "sft": made_up_arm(rng, 0.34, generated=0),
+        "rl": made_up_arm(rng, 0.62, generated=5120),
+        "rl_prm": made_up_arm(rng, 0.66, generated=5120),
+    }
+    for arm in ("sft", "rl_prm"):
+        value = arms[arm]["pass_at_1"]["value"] - arms["rl"]["pass_at_1"]["value"]
+        low, high = value - 0.048, value + 0.051
+        arms[arm]["difference_to_rl"] = {"value": value, "low": low, "high": high, "n": 200}
+    return arms
+
+
 def made_up_results(rng):
     bins = []
     for low in np.linspace(0, 0.9, 10):
@@ -50,14 +63,10 @@ def made_up_results(rng):
     return {
         "schema": 1,
         "seed": 3,
-        "config_digest": "5f3ac0d1b7e24c9a8812",
+        "config_digest": "5f3ac0d1b7e2",
         "versions": {"prm_jax": "0.1.0", "jax": "0.10.2", "python": "3.11.9"},
         "confidence": 0.95,
-        "arms": {
-            "sft": made_up_arm(rng, 0.34, generated=0),
-            "rl": made_up_arm(rng, 0.62, generated=5120),
-            "rl_prm": made_up_arm(rng, 0.66, generated=5120),
-        },
+        "arms": made_up_arms(rng),
         "label_cost": {
             "responses": 4256, "failing": 2911, "labels": 27845, "probes": 8733,
             "completions": 46012, "sampled_tokens": 1012264, "executions": 11770,
@@ -140,8 +149,6 @@ def made_up_metrics(rng, workdir):
                 }
                 if stage == "rl_prm":
                     values["reward/line"] = 0.1 + 0.005 * step + rng.normal(0, 0.02)
-                if step % 10 == 9:
-                    values["validation/pass_rate"] = level + rng.normal(0, 0.02)
                 log.log(stage, step, values)
 
 

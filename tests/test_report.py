@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from made_up_run import made_up_program, made_up_results, make_workdir, write_pr
 
 from prm_jax.metrics import MetricsLog
 from prm_jax.report import ReportError, figures, write_report
+from prm_jax.report import page as page_module
 from prm_jax.report.page import signed, visible
 
 HOSTILE = "</code></td></table><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -123,9 +125,11 @@ def test_no_number_is_written_into_the_page(drawn):
 
 def test_the_difference_to_rl(drawn):
     results, _, page = drawn
-    arms = results["arms"]
-    difference = arms["rl_prm"]["pass_at_1"]["value"] - arms["rl"]["pass_at_1"]["value"]
-    assert (str(difference), f"{100 * difference:+.1f}") in page.numbers
+    for arm in ("sft", "rl_prm"):
+        difference = results["arms"][arm]["difference_to_rl"]
+        for key in ("value", "low", "high"):
+            shown = f"{100 * difference[key]:+.1f}".replace("-", "−")
+            assert (str(difference[key]), shown) in page.numbers
     assert "nothing\nabout another seed" in " ".join(page.texts)
 
 
@@ -159,7 +163,7 @@ def test_the_page_is_sound(drawn):
     links += re.findall(r"url\(#([^)]+)\)", page.source)
     assert links and set(links) <= set(ids)
     drawings = re.findall(r"<svg role.*?</svg>", page.source, re.S)
-    assert len(drawings) == 3 + 12
+    assert len(drawings) == 3 + 11
     for drawing in drawings:
         assert "var(--" in drawing and not re.search(r"#[0-9a-f]{6}\b", drawing)
 
@@ -172,6 +176,12 @@ def test_only_the_pages_own_script_may_run(drawn):
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
         in page.source
     )
+
+
+def test_the_documentation_names_the_curves_that_are_drawn():
+    text = (Path(__file__).parents[1] / "docs/results.md").read_text()
+    (said,) = re.findall(r"The report draws these where they are found:(.*?)\n\n", text, re.S)
+    assert re.findall(r"`([^`]+)`", said) == [name for name, _, _ in page_module._CURVES]
 
 
 # ---------------------------------------------------------------------------------------- programs
@@ -254,12 +264,15 @@ def without(*paths):
 
 
 ARMS = ("sft", "rl", "rl_prm")
+COSTS = tuple(made_up_results(np.random.default_rng(0))["label_cost"])
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
         (without(["label_cost"]), "Labels and their cost are not in this workdir"),
+        (without(["label_cost", "responses"]), "of probes, for the labels"),
+        (without(*(["label_cost", key] for key in COSTS)), "What was spent"),
         (without(["labels"]), "Counts of the labels are not"),
         (without(["prm"]), "The PRM's quality is not"),
         (without(["prm", "calibration"]), "AUC within problems"),
@@ -280,6 +293,30 @@ def test_missing_results_are_said(tmp_path, change, said):
     (tmp_path / "results.json").write_text(json.dumps(results))
     page = Page(write_report(tmp_path).read_text())
     assert said in " ".join(page.texts)
+
+
+def test_the_price_of_the_prm_is_its_responses_and_its_completions(drawn):
+    results, _, page = drawn
+    (table,) = re.findall(r'<table class="results">.*?</table>', page.source, re.S)
+    for name in ("responses", "completions"):
+        cell = f'<data value="{results["label_cost"][name]}">'
+        (row,) = [row for row in re.findall(r"<tr>.*?</tr>", table, re.S) if cell in row]
+        cells = re.findall(r"<td>(.*?)</td>", row)
+        assert [cell in text for text in cells] == [False, False, True]  # of RL + PRM alone
+    assert "responses and completions both" in page.source
+
+
+def test_results_without_a_paired_difference_show_a_plain_one(tmp_path):
+    results, _ = make_workdir(tmp_path)
+    arms = results["arms"]
+    for arm in ("sft", "rl_prm"):
+        del arms[arm]["difference_to_rl"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = Page(write_report(tmp_path).read_text())
+    difference = arms["rl_prm"]["pass_at_1"]["value"] - arms["rl"]["pass_at_1"]["value"]
+    assert (str(difference), f"{100 * difference:+.1f}") in page.numbers
+    (row,) = re.findall(r"<tr><th[^>]*>Against RL.*?</tr>", page.source, re.S)
+    assert "interval" not in row
 
 
 def test_undefined_quantities_are_dashes(tmp_path):

@@ -26,7 +26,6 @@ _HERE = Path(__file__).parent
 # once, the rest is folded away.
 _CURVES = (
     ("reward/outcome", "Training programs that pass", True),
-    ("validation/pass_rate", "Validation programs that pass", True),
     ("reward/line", "Line reward per program", False),
     ("reward/kl", "KL term of the reward", False),
     ("rollout/lines", "Lines per program", False),

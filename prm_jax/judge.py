@@ -21,12 +21,15 @@ from typing import IO, Any
 
 from prm_jax.config import ProblemsConfig
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
+from prm_jax.sandbox.core import asserts
 from prm_jax.sandbox.core.tiers import TIERS
+from prm_jax.sandbox.in_process import BadSuite, as_calls
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
 
 _MAX_LINE_BYTES = 64 << 20
 _DATA_FOLDER = "runs/judge"  # where the built-in problems are prepared
 _SHOW_EVERY = 50
+_FORGEABLE = "judged in the program's own interpreter, where a program can forge this verdict"
 _ALL_JUDGED, _SOME_NOT_JUDGED, _UNUSABLE = 0, 1, 2
 
 
@@ -42,6 +45,7 @@ class _Line:
     id: Any = None
     verdict: Future[Verdict] | None = None
     trouble: str = ""
+    note: str = ""  # what the verdict does not say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with programs, Sandbox(options.jobs, options.min_tier) as sandbox:
             with open(options.out, "w") if options.out else nullcontext(sys.stdout) as out:
-                return _judge(programs, problems, limits, sandbox, out)
+                return _judge(programs, problems, limits, sandbox, out, options.in_process)
     except (SandboxRefused, OSError, EOFError, zlib.error) as error:
         print(f"judge: {error}", file=sys.stderr)
         return _UNUSABLE
@@ -73,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cpu-s", type=_above_0, default=Limits.cpu_s, help="CPU seconds of one program or case")
     add("--memory-mib", type=_at_least_1, default=Limits.memory_mib, help="MiB of data")
     add("--min-tier", choices=TIERS, default="T3", help="weakest isolation that is accepted")
+    add("--in-process", action="store_true", help="judge `suite` lines too: verdicts can be forged")
     return parser
 
 
@@ -82,6 +87,7 @@ def _judge(
     limits: Limits,
     sandbox: Sandbox,
     out: IO[str],
+    in_process: bool,
 ) -> int:
     """Submit lines as they are read and write verdicts in their order."""
     pending: collections.deque[_Line] = collections.deque()
@@ -97,7 +103,7 @@ def _judge(
             print(f"\r{done} judged", end="", file=sys.stderr, flush=True)
 
     for number, line in _lines(programs):
-        pending.append(_submit(number, line, problems, limits, sandbox))
+        pending.append(_submit(number, line, problems, limits, sandbox, in_process))
         while pending and (pending[0].verdict is None or pending[0].verdict.done()):
             write_first()
     while pending:
@@ -114,13 +120,19 @@ def _submit(
     problems: dict[str, Tests],
     limits: Limits,
     sandbox: Sandbox,
+    in_process: bool = False,
 ) -> _Line:
     item = _Line(number)
     try:
         row = _object(line)
         item.id = row.get("id", row.get("task_id", number))
         program = _text(row, "program")
-        tests = _tests(row, problems)
+        if "suite" in row:
+            program, tests = _suite(program, _text(row, "suite"), in_process)
+            item.note = _FORGEABLE
+        else:
+            tests = _tests(row, problems)
+            item.note = _borrowed(tests)
         item.verdict = sandbox.submit(program, tests, _limits(row, limits))
     except BadLine as error:
         item.trouble = f"line {number}: {error}"
@@ -136,6 +148,7 @@ def _record(line: _Line, tier: str) -> dict[str, Any]:
         try:
             verdict = line.verdict.result()
             record |= dataclasses.asdict(verdict) | {"passed": verdict.passed}
+            record["message"] = "; ".join(text for text in (line.note, verdict.message) if text)
         except SandboxError as error:
             record["message"] = f"line {line.number}: {error}"
     return record
@@ -160,7 +173,9 @@ def _tests(row: dict[str, Any], problems: dict[str, Tests]) -> Tests:
             raise BadLine("cases must be a list of [standard input, expected output], not empty")
         return StdioTests(tuple((given, expected) for given, expected in cases), tolerance)
     if "test" in row:
-        return CheckTests(_text(row, "test"), _text(row, "entry_point"))
+        entry_point = _text(row, "entry_point")
+        helpers = _helpers(_text(row, "prompt"), entry_point) if row.get("prompt") else ""
+        return CheckTests(helpers + _text(row, "test"), entry_point)
     field = "tests" if "tests" in row else "test_list"
     asserts = row[field]
     if not isinstance(asserts, list) or not all(isinstance(a, str) for a in asserts) or not asserts:
@@ -169,13 +184,27 @@ def _tests(row: dict[str, Any], problems: dict[str, Tests]) -> Tests:
     return CallTests(tuple(asserts), setup, tolerance)
 
 
-def _tests_of_problem(problem: dict[str, Any]) -> Tests:
-    """A problem's tests; with `check(candidate)` code go the helpers that its prompt defines."""
-    tests = _tests(problem, {})
-    if isinstance(tests, CheckTests) and isinstance(problem.get("prompt"), str):
-        helpers = _helpers(problem["prompt"], tests.entry_point)
-        return dataclasses.replace(tests, code=helpers + tests.code)
-    return tests
+def _suite(program: str, suite: str, in_process: bool) -> tuple[str, CallTests]:
+    """A suite that runs beside the program, if that was asked for."""
+    if not in_process:
+        raise BadLine("suite runs in the program's interpreter and can be forged: --in-process")
+    try:
+        return as_calls(program, suite)
+    except BadSuite as error:
+        raise BadLine(f"suite: {error}") from error
+
+
+def _borrowed(tests: Tests) -> str:
+    """A warning, if test code calls functions that only the program defines."""
+    if not isinstance(tests, CheckTests):
+        return ""
+    try:
+        names = set(asserts.free_names(tests.code)) - asserts.sources(tests.code).keys()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""  # the sandbox says what is wrong with them
+    names -= {tests.entry_point}
+    what = "the test uses {} of the program, which a program can replace: give the prompt"
+    return what.format(", ".join(sorted(names))) if names else ""
 
 
 def _helpers(prompt: str, entry_point: str) -> str:
@@ -246,7 +275,7 @@ def _read_problems(name: str) -> dict[str, Tests]:
         for number, line in _lines(file):
             try:
                 row = _object(line)
-                problems[str(row["task_id"])] = _tests_of_problem(row)
+                problems[str(row["task_id"])] = _tests(row, {})
             except KeyError:
                 raise BadLine(f"{name}, line {number}: task_id is missing") from None
             except BadLine as error:

@@ -1,4 +1,4 @@
-"""The hostile programs of tests/data/attacks.jsonl, run against one sandbox, with canaries around.
+"""The hostile programs of tests/data, run against one sandbox, with canaries around.
 
 `python tests/sandbox_attacks.py '{"without": [], "ids": null}'` judges them and prints a JSON
 report; the tests start it as other users. What may be harmed lies in a folder of canary files, in
@@ -17,25 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from prm_jax.sandbox import Sandbox
-from prm_jax.types import CallTests, Limits, StdioTests, Verdict
+from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
 
-ATTACKS = Path(__file__).parent / "data" / "attacks.jsonl"
+DATA = Path(__file__).parent / "data"
 _PORT = 45671  # one of the programs tries it
 _TRACES = ["/tmp/persist_mark", "/tmp/s", "/tmp/i0", "/tmp/x", "w_escape", "fill", "/tmp/fill"]
 _TRACES += ["/dev/shm/fill", "/var/tmp/fill", os.path.expanduser("~/fill")]
 
 
 def attacks() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ATTACKS.read_text().splitlines()]
+    texts = [(DATA / name).read_text() for name in ("attacks.jsonl", "more_attacks.jsonl")]
+    rows = [json.loads(line) for text in texts for line in text.splitlines()]
+    machine = os.uname().machine  # system call numbers are those of one
+    return [row for row in rows if row.get("machine", machine) == machine]
 
 
 def work(
     attack: dict[str, Any], canary: str, repetition: int
-) -> tuple[str, CallTests | StdioTests, Limits]:
+) -> tuple[str, Tests, Limits]:
     """The attack as work for the sandbox; equal work would be done only once."""
     program = attack["program"].replace("@CANARY@", canary) + f"\n# {repetition}"
     if attack["mode"] == "stdio":
         tests = StdioTests(tuple((stdin, stdout) for stdin, stdout in attack["cases"]))
+    elif attack["mode"] == "check":
+        tests = CheckTests(attack["test"], attack["entry"])
     else:
         tests = CallTests(tuple(attack["tests"]))
     return program, tests, Limits(cpu_s=0.5)

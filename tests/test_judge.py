@@ -152,7 +152,7 @@ def test_problems_are_joined_by_task_id(tmp_path, name):
 
 
 def test_problems_become_tests():
-    one, two, three = (judge._tests_of_problem(problem) for problem in PROBLEMS)
+    one, two, three = (judge._tests(problem, {}) for problem in PROBLEMS)
     assert isinstance(one, CheckTests) and "def helper" in one.code and "def f" not in one.code
     assert two == CallTests(("assert g(1) == 1",))
     assert three == StdioTests((("1", "1"),))

@@ -18,7 +18,7 @@ from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests
 
 SQUARE = CallTests(("assert f(2) == 4", "assert f(-3) == 9"))
-SHORT = Limits(cpu_s=0.5)
+SHORT = Limits(cpu_s=0.5, memory_mib=100)
 
 
 def stdio(*cases: tuple[str, str], **options) -> StdioTests:

@@ -175,14 +175,14 @@ def _serve(
         if pid == 0:
             try:
                 control.close()
-                if "namespaces" not in layers:
-                    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-                    if os.getppid() != own:
-                        os._exit(70)
                 request = json.loads(message)
                 _limit(request, layers, baseline)
                 if "second_uid" in layers:
                     _change_uid(config["uid"] + 1)
+                if "namespaces" not in layers:  # after the change of user, which would clear it
+                    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+                    if os.getppid() != own:
+                        os._exit(70)
                 if child_filter:
                     child_filter.replace(seccomp.ANY_PID, os.getpid())
                     child_filter.install()

@@ -54,9 +54,9 @@ class ProblemsConfig(_Section):
     """Seed of the generator; another seed gives other problems."""
     sft_pairs: int = 20_000
     """(prompt, solution) pairs for SFT, some of them with a plausible mistake."""
-    train: int = 1_000
+    train: int = 4_000
     """Problems that RL and the labels ask; SFT never sees them."""
-    validation: int = 100
+    validation: int = 256
     """Problems that judge the PRM."""
     test: int = 200
     """Held-out problems with the horizons of `test_horizons`; `test_long` has as many."""
@@ -216,7 +216,7 @@ class PPOConfig(_Section):
 
     section: ClassVar[str] = "ppo"
 
-    steps: int = 40
+    steps: int = 100
     """Rollouts, each followed by an update."""
     rollouts: int = 128
     """Responses per step."""
@@ -226,7 +226,7 @@ class PPOConfig(_Section):
     """Passes over each rollout."""
     minibatches: int = 2
     """Optimizer steps per pass."""
-    learning_rate: float = 6e-4
+    learning_rate: float = 1.2e-3
     """Of the policy; Adam, constant."""
     critic_learning_rate: float = 1e-3
     """Of the critic; Adam, constant."""
@@ -246,7 +246,7 @@ class PPOConfig(_Section):
     """Lambda of generalised advantage estimation."""
     kl_coef: float = 0.02
     """Beta: penalty per nat of log pi - log pi_ref, at each token."""
-    checkpoint_every: int = 10
+    checkpoint_every: int = 20
     """Steps between the checkpoints that a killed run resumes from."""
 
     def __post_init__(self):

@@ -185,17 +185,13 @@ class SandboxConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig(_Section):
-    """Supervised fine-tuning on (prompt, solution) pairs."""
-
-    section: ClassVar[str] = "sft"
-
+class _SupervisedConfig(_Section):
     steps: int = 600
     """Optimizer steps."""
     batch_size: int = 64
-    """Pairs per step."""
-    learning_rate: float = 3e-3
-    """Peak rate: linear warm-up, then a cosine to a tenth."""
+    """Responses per step."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW: linear warm-up, then a cosine to a tenth."""
     warmup_steps: int = 30
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
@@ -208,6 +204,16 @@ class SFTConfig(_Section):
     def __post_init__(self):
         self._positive("steps", "batch_size", "learning_rate", "max_grad_norm", "checkpoint_every")
         self._not_negative("warmup_steps", "weight_decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig(_SupervisedConfig):
+    """Supervised fine-tuning on (prompt, solution) pairs."""
+
+    section: ClassVar[str] = "sft"
+
+    learning_rate: float = 3e-3
+    """Peak rate of AdamW: linear warm-up, then a cosine to a tenth."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,33 +336,15 @@ class LabelConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class PRMConfig(_Section):
+class PRMConfig(_SupervisedConfig):
     """The process reward model: the SFT backbone with a scalar head, squared error on labels."""
 
     section: ClassVar[str] = "prm"
 
-    steps: int = 600
-    """Optimizer steps."""
-    batch_size: int = 64
-    """Responses per step."""
-    learning_rate: float = 1e-3
-    """Peak rate: linear warm-up, then a cosine to a tenth."""
-    warmup_steps: int = 30
-    """Steps of linear warm-up."""
-    weight_decay: float = 0.01
-    """Of AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
-    checkpoint_every: int = 200
-    """Steps between the checkpoints that a killed run resumes from."""
     selection: Literal["full", "remove_hard", "medium_only", "revised_only"] = "full"
     """Which responses train it; the paper prefers revised_only."""
     loss_on: Literal["all", "first_error"] = "first_error"
     """All lines (paper), or the lines up to and including the first -1."""
-
-    def __post_init__(self):
-        self._positive("steps", "batch_size", "learning_rate", "max_grad_norm", "checkpoint_every")
-        self._not_negative("warmup_steps", "weight_decay")
 
 
 @dataclasses.dataclass(frozen=True)

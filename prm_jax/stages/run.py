@@ -78,7 +78,7 @@ class Run:
     def digest(self) -> str:
         """A short name for the settings that decide this run's numbers."""
         settings = deciding(json.loads(to_json(self.config)))
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     # ------------------------------------------------------------------------- finished stages
 

@@ -1,0 +1,40 @@
+"""A tokenizer made by hand, for tests of what happens to known tokens."""
+
+from collections.abc import Iterable, Sequence
+
+
+class Characters:
+    """One token a character of ASCII; a newline is one token with the character before it.
+
+    So the token that ends a line tells which line it ends, and a token after one that holds a
+    newline may hold another.
+    """
+
+    pad_id, eos_id = 0, 1
+
+    def __init__(self):
+        singles = [bytes([code]) for code in (10, *range(32, 127))]
+        self._table = [b"", b"", *singles, *(single + b"\n" for single in singles)]
+        self._ids = {piece: i for i, piece in enumerate(self._table) if piece}
+        self.vocab_size = len(self._table)
+
+    def encode(self, text: str) -> list[int]:
+        rest, ids = text.encode(), []
+        while rest:
+            size = 2 if rest[1:2] == b"\n" else 1
+            ids.append(self._ids[rest[:size]])
+            rest = rest[size:]
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def response(self, text: str) -> tuple[int, ...]:
+        """The tokens of a response that ends with EOS."""
+        return (*self.encode(text), self.eos_id)
+
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        return [self._table[i] for i in ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self.pieces(ids)).decode()

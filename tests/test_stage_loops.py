@@ -26,6 +26,7 @@ from prm_jax.sharding import make_mesh
 from prm_jax.stages import prm as prm_stage
 from prm_jax.stages import rl as rl_stage
 from prm_jax.stages import sft as sft_stage
+from prm_jax.stages import supervised
 from prm_jax.stages.label import LabelledResponse
 from prm_jax.stages.run import Run
 from prm_jax.types import CallTests, LineKind, PrefixLabels, Problem, Samples, Verdict
@@ -130,8 +131,10 @@ class TracedRun(Run):
 
 
 def run_with(monkeypatch, stage, config: Config, traces: Traces, problems) -> TracedRun:
-    monkeypatch.setattr(stage, "Checkpoints", traces.checkpoints)
-    monkeypatch.setattr(stage, "new_state", lambda params, tx, mesh: State(params=params))
+    for module in (stage, supervised):
+        if hasattr(module, "Checkpoints"):
+            monkeypatch.setattr(module, "Checkpoints", traces.checkpoints)
+            monkeypatch.setattr(module, "new_state", lambda params, tx, mesh: State(params=params))
     for name in ("abstract_params", "init_params"):
         if hasattr(stage, name):
             monkeypatch.setattr(stage, name, lambda *arguments: None)

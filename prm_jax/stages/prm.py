@@ -10,17 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import ConfigError
-from prm_jax.metrics import Progress
 from prm_jax.rl.labels import ResponseClass, loss_support, select
 from prm_jax.rl.statistics import auc_within_groups, calibration, first_error_report
 from prm_jax.sharding import abstract_params, batch_sharding, batch_shards
 from prm_jax.stages.batches import Batches, right_pad
 from prm_jax.stages.label import LabelledResponse, read_labels
 from prm_jax.stages.run import Run, Stream
+from prm_jax.stages.supervised import fit
 from prm_jax.steps.prm import make_prefix_scores, make_prm_step
-from prm_jax.steps.state import adamw_cosine, new_state, scalar_params
+from prm_jax.steps.state import scalar_params
 from prm_jax.types import LabelBatch, Problem
 
 THRESHOLD = 0.0  # a step whose score is below it counts as an error: halfway between the labels
@@ -40,39 +39,22 @@ def prm(run: Run) -> None:
         lambda epoch: run.order(Stream.PRM_ORDER, len(train), epoch),
         run.config.seed,
     )
-    tx = adamw_cosine(
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-    )
     policy = run.restore("sft/policy", abstract_params(run.policy, run.mesh))
-    params = scalar_params(run.scalar, policy["trunk"], run.mesh, run.key(Stream.PRM_INIT))
-    state = new_state(params, tx, run.mesh)
-    step_fn = make_prm_step(run.scalar, tx, run.mesh, jax.tree.map(lambda x: x.sharding, state))
 
-    with (
-        Checkpoints(run.workdir / "prm/state", keep=1) as states,
-        Checkpoints(run.workdir / "prm/model") as models,
-    ):
-        start = states.steps()[-1] if states.steps() else 0
-        if start:
-            state = states.restore(start, state)
-        run.log.rewind("prm", start)
-        with Progress(config.steps, "prm", initial=start) as progress:
-            for step in range(start, config.steps):
-                index = batches[step]
-                batch = _batch(run, [prompts[i] for i in index], [train[i] for i in index])
-                state, metrics = step_fn(state, batch)
-                run.log.log("prm", step, metrics)
-                progress.update(1, **metrics)
-                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-                    run.log.flush()
-                    states.save(step + 1, state)
-        run.log.flush()
-        models.save(config.steps, state.params)
-    quality = judge_prm(run, state.params, [r for r in responses if r.split == "validation"])
+    def batch_at(step: int) -> LabelBatch:
+        index = batches[step]
+        return _batch(run, [prompts[i] for i in index], [train[i] for i in index])
+
+    params = fit(
+        run,
+        "prm",
+        "model",
+        config,
+        scalar_params(run.scalar, policy["trunk"], run.mesh, run.key(Stream.PRM_INIT)),
+        lambda tx, shardings: make_prm_step(run.scalar, tx, run.mesh, shardings),
+        batch_at,
+    )
+    quality = judge_prm(run, params, [r for r in responses if r.split == "validation"])
     run.finish("prm", {"steps": config.steps, "responses": len(train), "quality": quality})
 
 

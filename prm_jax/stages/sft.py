@@ -6,14 +6,12 @@ Reads the problems; leaves `sft/policy` (parameters) for every later stage.
 import jax
 import numpy as np
 
-from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import ConfigError
-from prm_jax.metrics import Progress
 from prm_jax.sharding import batch_sharding, init_params
 from prm_jax.stages.batches import Batches, right_pad
 from prm_jax.stages.run import Run, Stream
+from prm_jax.stages.supervised import fit
 from prm_jax.steps.sft import make_sft_step
-from prm_jax.steps.state import adamw_cosine, new_state
 from prm_jax.types import TokenBatch
 
 
@@ -26,42 +24,23 @@ def sft(run: Run) -> None:
         lambda epoch: run.order(Stream.SFT_ORDER, len(rows), epoch),
         run.config.seed,
     )
-    tx = adamw_cosine(
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-    )
-    params = init_params(run.policy, run.mesh, run.key(Stream.POLICY_INIT))
-    state = new_state(params, tx, run.mesh)
-    step_fn = make_sft_step(run.policy, tx, run.mesh, jax.tree.map(lambda x: x.sharding, state))
     rows_sharding = batch_sharding(run.mesh)
 
-    with (
-        Checkpoints(run.workdir / "sft/state", keep=1) as states,
-        Checkpoints(run.workdir / "sft/policy") as policies,
-    ):
-        start = states.steps()[-1] if states.steps() else 0
-        if start:
-            state = states.restore(start, state)
-        run.log.rewind("sft", start)
-        with Progress(config.steps, "sft", initial=start) as progress:
-            for step in range(start, config.steps):
-                index = batches[step]
-                tokens, valid = right_pad([rows[i] for i in index], run.tokenizer.pad_id)
-                is_solution = np.arange(tokens.shape[1]) >= prompt_lengths[index][:, None]
-                batch = TokenBatch(
-                    *jax.device_put((tokens, valid, valid & is_solution), rows_sharding)
-                )
-                state, metrics = step_fn(state, batch)
-                run.log.log("sft", step, metrics)
-                progress.update(1, **metrics)
-                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-                    run.log.flush()
-                    states.save(step + 1, state)
-        run.log.flush()
-        policies.save(config.steps, state.params)
+    def batch_at(step: int) -> TokenBatch:
+        index = batches[step]
+        tokens, valid = right_pad([rows[i] for i in index], run.tokenizer.pad_id)
+        is_solution = np.arange(tokens.shape[1]) >= prompt_lengths[index][:, None]
+        return TokenBatch(*jax.device_put((tokens, valid, valid & is_solution), rows_sharding))
+
+    fit(
+        run,
+        "sft",
+        "policy",
+        config,
+        init_params(run.policy, run.mesh, run.key(Stream.POLICY_INIT)),
+        lambda tx, shardings: make_sft_step(run.policy, tx, run.mesh, shardings),
+        batch_at,
+    )
     left_out = len(run.problems.sft) - len(rows)
     run.finish("sft", {"steps": config.steps, "pairs": len(rows), "left_out": left_out})
 

@@ -1,0 +1,63 @@
+"""The loop that SFT and the PRM share: one optimizer step per batch, resumable at any moment."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from prm_jax.checkpoint import Checkpoints
+from prm_jax.config import PRMConfig, SFTConfig
+from prm_jax.metrics import Progress
+from prm_jax.stages.run import Run
+from prm_jax.steps.state import adamw_cosine, new_state
+from prm_jax.types import TrainState
+
+MakeStep = Callable[
+    [optax.GradientTransformation, TrainState],
+    Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+]
+
+
+def fit(
+    run: Run,
+    stage: str,
+    kind: str,
+    config: SFTConfig | PRMConfig,
+    params: Any,
+    make_step: MakeStep,
+    batch_at: Callable[[int], Any],
+) -> Any:
+    """Trains from `params`, leaves the result in `<stage>/<kind>`, and returns it.
+
+    `make_step(tx, shardings)` makes the compiled step; `batch_at(step)` is a batch that depends on
+    nothing but its step, so that a resumed run goes on as if it had never stopped.
+    """
+    tx = adamw_cosine(
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+    state = new_state(params, tx, run.mesh)
+    step_fn = make_step(tx, jax.tree.map(lambda x: x.sharding, state))
+    with (
+        Checkpoints(run.workdir / stage / "state", keep=1) as states,
+        Checkpoints(run.workdir / stage / kind) as results,
+    ):
+        start = states.steps()[-1] if states.steps() else 0
+        if start:
+            state = states.restore(start, state)
+        run.log.rewind(stage, start)
+        with Progress(config.steps, stage, initial=start) as progress:
+            for step in range(start, config.steps):
+                state, metrics = step_fn(state, batch_at(step))
+                run.log.log(stage, step, metrics)
+                progress.update(1, **metrics)
+                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                    run.log.flush()
+                    states.save(step + 1, state)
+        run.log.flush()
+        results.save(config.steps, state.params)
+    return state.params

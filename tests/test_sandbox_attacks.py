@@ -126,8 +126,9 @@ BITES = {
 
 @pytest.mark.parametrize("without", BITES)
 def test_without_a_layer_named_attacks_succeed(without):
-    # those that kill would end the test
+    # those that kill would end the test, and two leave files all over the host
     ids = [i for i in ESCAPES if not i.startswith("esc_kill")]
+    ids = [i for i in ids if i not in ("esc_tmpfs", "esc_files")]
     try:
         report = judge(USERS[-1], without, ids)
     finally:

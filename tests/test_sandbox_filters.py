@@ -1,6 +1,7 @@
 """The seccomp filters, run by an interpreter of their own on both architectures."""
 
 import errno
+import resource
 import signal
 import struct
 
@@ -71,6 +72,7 @@ def test_x32_numbers_are_denied(monkeypatch):
 
 
 _KILL, _STOP, _TERM = int(signal.SIGKILL), int(signal.SIGSTOP), int(signal.SIGTERM)
+_CPU = int(resource.RLIMIT_CPU)
 THREAD = 0x00010000
 CHILD = [
     ("clone", (THREAD | 0x100,), ALLOW),
@@ -89,6 +91,11 @@ CHILD = [
     ("prlimit64", (0, 7), ALLOW),
     ("prlimit64", (PID, 7), ALLOW),
     ("prlimit64", (1, 7), DENY),
+    ("prlimit64", (0, _CPU, 0, 0x1000), ALLOW),  # to read
+    ("prlimit64", (0, _CPU, 0x1000), DENY),  # to set: the program would die by SIGKILL
+    ("prlimit64", (0, _CPU, 1 << 40), DENY),
+    ("setrlimit", (_CPU, 0x1000), DENY),
+    ("setrlimit", (7, 0x1000), ALLOW),
     ("fcntl", (3, 1), ALLOW),
     ("fcntl", (3, 8), DENY),  # F_SETOWN
     ("fcntl", (3, 10), DENY),  # F_SETSIG
@@ -97,6 +104,8 @@ CHILD = [
     ("prctl", (15,), ALLOW),
     ("prctl", (1, _KILL), DENY),  # PR_SET_PDEATHSIG
     ("sendto", (3, 0, 0, 0, 0), ALLOW),
+    ("sendto", (3, 0, 0, 0x4000, 0), ALLOW),  # MSG_NOSIGNAL
+    ("sendto", (3, 0, 0, 1, 0), DENY),  # MSG_OOB
     ("sendto", (3, 0, 0, 0, 0x1000), DENY),
     ("sendto", (3, 0, 0, 0, 1 << 40), DENY),
     ("socketpair", (1, 1), ALLOW),

@@ -8,6 +8,7 @@ the same. A suite becomes part of the program, and each of its tests a call that
 import ast
 from typing import TypeGuard
 
+from prm_jax.sandbox.core import asserts
 from prm_jax.types import CallTests
 
 _CASES = ("TestCase", "IsolatedAsyncioTestCase")
@@ -54,14 +55,14 @@ def as_calls(program: str, suite: str) -> tuple[str, CallTests]:
     names = test_names(suite)
     if not names:
         raise BadSuite("no tests: define test functions, or test methods of a test class")
-    asserts = tuple(f"assert run_test_of_suite({name!r}) == 'passed'" for name in names)
-    return program + "\n" + _RUNNER.format(suite=suite), CallTests(asserts)
+    statements = tuple(f"assert run_test_of_suite({name!r}) == 'passed'" for name in names)
+    return program + "\n" + _RUNNER.format(suite=suite), CallTests(statements)
 
 
 def test_names(suite: str) -> list[str]:
     """`test_x` and `Class.test_x` of every test, inherited ones too; raises BadSuite."""
     try:
-        body = ast.parse(suite).body
+        body = asserts.parse(suite).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BadSuite(f"it cannot be read: {error}") from error
     classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}

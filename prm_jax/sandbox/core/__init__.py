@@ -7,13 +7,15 @@ tens of milliseconds and a zygote stays small.
 import os
 
 
-def start_code(module: str) -> str:
+def start_code(module: str, before: str = "") -> str:
     """Code for `python -c` that runs `main` of a module here and loads nothing of the trainer's.
 
-    The packages above are stood in for by empty ones: their own code would import JAX.
+    The packages above are stood in for by empty ones: their own code would import JAX. The line
+    `before` runs before anything is imported.
     """
     sandbox = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return (
+        f"{before}\n"
         "import sys, types\n"
         f"for name, folder in (('prm_jax', {os.path.dirname(sandbox)!r}),"
         f" ('prm_jax.sandbox', {sandbox!r})):\n"

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import operator
 import sys
+import warnings
 from collections.abc import Set
 from typing import Any
 
@@ -78,21 +79,71 @@ class NotSplit(Exception):
     """The statement cannot be decided from values alone."""
 
 
+def parse(code: str, mode: str = "exec") -> Any:
+    """`ast.parse` without what Python has to say about escapes such as "\\w"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(code, mode=mode)
+
+
 def split(statements: list[str], setup: str = "") -> tuple[list[str], list[Condition]]:
     """Expressions for the child, and for each statement the condition on their values.
 
     Raises NotSplit, and SyntaxError for what is not Python.
     """
     code = "\n".join([setup, *statements])
-    own = _bound_names(ast.parse(setup)) | sources(code).keys()
+    own = _bound_names(parse(setup)) | sources(code).keys()
     splitter = _Splitter(own, asks_builtins=set(free_names(code)) <= own)
     conditions = []
     for statement in statements:
-        body = ast.parse(statement.strip()).body
+        body = parse(statement.strip()).body
         if len(body) != 1 or not isinstance(body[0], ast.Assert):
             raise NotSplit(statement)
         conditions.append(tuple(splitter.condition(body[0].test)))
     return splitter.expressions, conditions
+
+
+def split_check(code: str, entry_point: str) -> tuple[list[str], list[Condition]]:
+    """The same for code whose `check(candidate)` is nothing but asserts: one condition in all.
+
+    Raises NotSplit, and SyntaxError for what is not Python.
+    """
+    body = parse(code).body
+    others = [node for node in body if not isinstance(node, ast.FunctionDef)]
+    functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+    plain = ast.Import | ast.ImportFrom | ast.Assign | ast.Expr
+    if [f.name for f in functions] != ["check"] or not all(isinstance(n, plain) for n in others):
+        raise NotSplit("more than a check")
+    (check,) = functions
+    if len(check.args.args) != 1:
+        raise NotSplit("more than a candidate")
+    candidate = _Candidate(check.args.args[0].arg, parse(entry_point, mode="eval").body)
+    statements = []
+    for node in check.body:
+        match node:
+            case ast.Assert(test=ast.Constant(value=value)) if value:
+                continue
+            case ast.Assert(test=test):
+                statements.append(f"assert {ast.unparse(candidate.visit(test))}")
+            case ast.Pass() | ast.Expr(value=ast.Constant()):
+                continue
+            case _:
+                raise NotSplit(ast.unparse(node))
+    if not statements:
+        raise NotSplit("no asserts")
+    expressions, conditions = split(statements, "\n".join(map(ast.unparse, others)))
+    return expressions, [tuple(part for condition in conditions for part in condition)]
+
+
+class _Candidate(ast.NodeTransformer):
+    """Puts the entry point where the check says `candidate`."""
+
+    def __init__(self, name: str, entry_point: ast.expr):
+        self._name = name
+        self._entry_point = entry_point
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._entry_point if node.id == self._name else node
 
 
 def holds(condition: Condition, results: list[Any], tolerance: float = 0.0) -> bool:
@@ -269,7 +320,7 @@ def _bound_names(tree: ast.AST) -> frozenset[str]:
 
 def free_names(code: str) -> list[str]:
     """Names that test code uses and does not bind: functions of the program, modules."""
-    tree = ast.parse(code)
+    tree = parse(code)
     bound = _bound_names(tree) | _BUILTIN_NAMES
     return sorted({n.id for n in _names(tree)} - bound)
 
@@ -282,7 +333,7 @@ def sources(code: str) -> dict[str, tuple[str, str]]:
     """
     called = {
         node.func.id
-        for node in ast.walk(ast.parse(code))
+        for node in ast.walk(parse(code))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     names = free_names(code)

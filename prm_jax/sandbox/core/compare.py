@@ -102,14 +102,21 @@ def _exact(number: int | float | complex | Fraction) -> str:
             raise NeverEqual
         if math.isinf(number):
             return f"f{number}"
+        if number:
+            mantissa, exponent = math.frexp(number)
+            return _power(int(mantissa * 2**53), exponent - 53)
     numerator, denominator = number.as_integer_ratio()
     if not numerator:
         return "n"
     if denominator & (denominator - 1):
         return f"q{numerator:x}/{denominator:x}"
-    # an odd number times a power of two: short for every float, or 1e308 would take 256 digits
-    zeros = (numerator & -numerator).bit_length() - 1
-    return f"n{numerator >> zeros:x}p{zeros - denominator.bit_length() + 1}"
+    return _power(numerator, 1 - denominator.bit_length())
+
+
+def _power(number: int, exponent: int) -> str:
+    """An odd number and a power of two: short for every float, or 1e308 would take 256 digits."""
+    zeros = (number & -number).bit_length() - 1
+    return f"n{number >> zeros:x}p{exponent + zeros}"
 
 
 def _canonical(data: Any, depth: int) -> str:

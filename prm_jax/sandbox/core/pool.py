@@ -30,6 +30,9 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",  # each reserves 64 MiB of a program's address space
 }  # fmt: skip
 
+# A zygote has one thread and seeds for each child: what modules do after a fork would only cost.
+_NO_FORK_HOOKS = "import os; os.register_at_fork = lambda **hooks: None"
+
 
 class Infrastructure(Exception):
     """The sandbox itself failed; nothing is known about the program."""
@@ -140,7 +143,8 @@ class Zygote:
         packages = setting.numpy_folders if numpy else []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         flags = ["-s", "-S", "-P", "-B"]
-        arguments = [setting.interpreter, *flags, "-c", start_code("zygote")]
+        code = start_code("zygote", before=_NO_FORK_HOOKS)
+        arguments = [setting.interpreter, *flags, "-c", code]
         null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
         self.starter = os.posix_spawn(
             setting.interpreter,
@@ -213,7 +217,6 @@ class Zygote:
         try:
             if self.group:
                 self.group.limit(spec.limits.memory_bytes + _ZYGOTE_SHARE_BYTES)
-                self._kills = self.group.kills()
             socket.send_fds(self.socket, [json.dumps(request).encode()], fds)
         except OSError as error:
             raise Infrastructure(f"zygote lost: {error}") from error
@@ -235,7 +238,9 @@ class Zygote:
         if not stopped_for and cpu_s > run.spec.limits.cpu_s:
             stopped_for = "timeout"
         if by_signal == signal.SIGKILL and not stopped_for:
-            if self.group and self.group.kills() > self._kills:
+            kills = self.group.kills() if self.group else 0
+            if kills > self._kills:
+                self._kills = kills
                 stopped_for = "memory"
             elif "seccomp" in self.layers:
                 raise Infrastructure("a child was killed from outside")

@@ -72,11 +72,13 @@ def judge(program: str, tests: dict[str, Any], limits: Limits) -> Steps:
     if kind == "stdio":
         return _stdio(program, tests, limits)
     if kind == "check":
-        return _proxied(program, _cached(_check_plan, tests["code"], tests["entry_point"]), limits)
-    plan = _cached(_call_plan, json.dumps([tests["asserts"], tests["setup"]]))
+        plan, tolerance = _cached(_check_plan, tests["code"], tests["entry_point"]), 0.0
+    else:
+        plan = _cached(_call_plan, json.dumps([tests["asserts"], tests["setup"]]))
+        tolerance = tests["float_tolerance"]
     if plan.conditions is None:
         return _proxied(program, plan, limits)
-    return _calls(program, plan, tests["float_tolerance"], limits)
+    return _calls(program, plan, tolerance, limits)
 
 
 def _cached(plan: Any, *texts: str) -> "_Plan":
@@ -121,7 +123,12 @@ def _check_plan(code: str, entry_point: str) -> _Plan:
     if "check" in names:
         raise BadTests("the test code does not define check(candidate)")
     names["__candidate__"] = entry_point
-    return _Plan("", [], None, [test], names, True, bool(_NUMPY.search(code)))
+    numpy = bool(_NUMPY.search(code))
+    try:
+        expressions, conditions = asserts.split_check(code, entry_point)
+    except (asserts.NotSplit, SyntaxError, ValueError, RecursionError, MemoryError):
+        return _Plan("", [], None, [test], names, True, numpy)
+    return _Plan("", expressions, conditions, [], {}, True, numpy)
 
 
 def _names(code: str) -> dict[str, Any]:
@@ -312,7 +319,10 @@ def parse_frames(data: bytes | bytearray) -> list[Any]:
     found = []
     for body in frames.split(data)[0]:
         try:
-            found.append(frames.unpack(body))
+            frame = frames.unpack(body)
         except frames.BadFrame:
             break
+        if type(frame) is not list:
+            break
+        found.append(frame)
     return found

@@ -282,15 +282,16 @@ def test_labels_are_held_against_the_oracle_line_by_line():
         # Blank lines are lines of the text, and no steps; comments are steps without a label.
         labelled("\n    # no\n\n" + WRONG_2, ("o\n", 0), ("]\n", 1), ("3\n", -1), ("$", -1)),
         labelled(WRONG_3, ("]\n", 1), ("2\n", -1), ("$", -1)),  # in line 3; too early; 2 of 3
-        # Neither of these counts: it passed, or the oracle finds no error.
+        # None of these counts: it passed, rightly or not, or the oracle finds no error.
         labelled(RIGHT, ("]\n", 1), ("2\n", 1), ("$", 1), passed=True),
+        labelled(WRONG_2, ("]\n", 1), ("3\n", 1), ("$", 1), passed=True),
         labelled(RIGHT, ("]\n", -1), ("2\n", -1), ("$", -1)),
     ]
     run = run_with(Config(), problems=SimpleNamespace(steps={"p": CHAIN}))
     found = evaluate_stage._oracle_agreement(run, responses)
     assert found["oracle_first_error_exact"] == pytest.approx(2 / 6)
     assert found["oracle_line_agreement"] == pytest.approx((2 + 1 + 1 + 1 + 2 + 2) / (5 * 2 + 3))
-    assert set(evaluate_stage._oracle_agreement(run, responses[-2:]).values()) == {None}
+    assert set(evaluate_stage._oracle_agreement(run, responses[-3:]).values()) == {None}
 
 
 def test_scored_programs_carry_the_score_of_each_line_and_the_oracles_first_error(

@@ -143,21 +143,29 @@ def run_ppo(mesh: Mesh):
 
 
 @functools.cache
+def sgd_update():
+    """One SGD step on the whole batch, on one device: a function of the batch."""
+    tx = optax.sgd(0.1)
+
+    def states():
+        return new_state(policy_params(ONE), tx, ONE), new_state(critic_and_prm(ONE)[0], tx, ONE)
+
+    update = make_update(
+        POLICY, SCALAR, tx, tx, ONE, *map(shardings, states()), prompt_tokens=P,
+        temperature=TEMPERATURE, epochs=1, minibatches=1, **CLIPS,
+    )  # fmt: skip
+    return lambda batch: update(*states(), batch, jax.random.key(0))
+
+
+@functools.cache
 def first_update():
-    """The batch, and what one SGD step on all of it makes of policy and critic, on one device."""
+    """A batch of fresh samples, and what the update makes of policy and critic."""
     samples, (ref_logp, values, _) = sampled(ONE), scored(ONE)
     experience = make_experience(
         ONE, lam_fail=0.0, lam_pass=0.0, kl_coef=0.0, gamma=1.0, gae_lambda=1.0
     )
     batch, _ = experience(rollout_of(samples, ref_logp=ref_logp, values=values))
-    tx = optax.sgd(0.1)
-    policy = new_state(policy_params(ONE), tx, ONE)
-    critic = new_state(critic_and_prm(ONE)[0], tx, ONE)
-    update = make_update(
-        POLICY, SCALAR, tx, tx, ONE, shardings(policy), shardings(critic), prompt_tokens=P,
-        temperature=TEMPERATURE, epochs=1, minibatches=1, **CLIPS,
-    )  # fmt: skip
-    return batch, *update(policy, critic, batch, jax.random.key(0))
+    return batch, *sgd_update()(batch)
 
 
 def assert_close(a, b, tolerance: float):
@@ -253,6 +261,28 @@ def test_a_first_update_is_a_step_along_the_policy_gradient_and_the_value_error(
     for trees in zip(before, wanted, strict=True):  # far more than the tolerance
         moved = jax.tree.map(lambda p, q: float(jnp.abs(p - q).max()), *trees)
         assert max(jax.tree.leaves(moved)) > 1e-2, moved
+
+
+def test_ratios_and_value_steps_are_taken_from_the_rollouts_own_numbers():
+    """Policy and values that moved since the rollout: log pi by log 2, V by 0.5 down."""
+    batch, *_ = first_update()
+    moved = dataclasses.replace(batch, logp=batch.logp - jnp.log(2.0), values=batch.values + 0.5)
+    _, _, metrics = sgd_update()(moved)
+    mask = np.asarray(batch.completion_mask)
+    advantages, values, returns = (
+        np.asarray(x, np.float64)[mask] for x in (batch.advantages, batch.values, batch.returns)
+    )
+    free, clipped = (values - returns) ** 2, (values + 0.3 - returns) ** 2  # 0.5 less the clip
+    assert 0 < (clipped > free).mean() < 1 and 0 < (advantages > 0).mean() < 1
+    for name, wanted in {
+        "policy/ratio_mean": 2.0,
+        "policy/approx_kl": 2 - 1 - np.log(2),
+        "policy/clip_fraction": (advantages > 0).mean(),
+        "policy/loss": -np.where(advantages > 0, 1.2 * advantages, 2 * advantages).mean(),
+        "value/clip_fraction": (clipped > free).mean(),
+        "value/loss": 0.5 * np.maximum(free, clipped).mean(),
+    }.items():
+        np.testing.assert_allclose(float(metrics[name]), wanted, rtol=1e-4, err_msg=name)
 
 
 def test_epochs_and_minibatches_count_as_steps_and_metrics_are_finite():

@@ -17,7 +17,7 @@ def get_config() -> Config:
         max_prompt_tokens=64,
         max_completion_tokens=32,
         problems=ProblemsConfig(
-            sft_pairs=600,
+            sft_pairs=2_000,
             train=24,
             validation=8,
             test=8,
@@ -26,8 +26,8 @@ def get_config() -> Config:
             test_horizons=(1, 3),
             long_horizons=(4, 4),
         ),
-        model=ModelConfig(layers=1, embed=32, heads=2, kv_heads=1, head_dim=16, mlp=64),
-        sft=SFTConfig(steps=60, batch_size=32, warmup_steps=5, checkpoint_every=20),
+        model=ModelConfig(layers=2, embed=48, heads=2, kv_heads=1, head_dim=24, mlp=96),
+        sft=SFTConfig(steps=500, batch_size=64, warmup_steps=20, checkpoint_every=200),
         ppo=PPOConfig(steps=4, rollouts=16, checkpoint_every=1),
         label=LabelConfig(
             checkpoints=2, prompts=24, validation_prompts=8, samples_per_prefix=4, wave=2

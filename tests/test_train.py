@@ -70,7 +70,7 @@ def arrays(checkpoint: Path) -> dict[str, np.ndarray]:
     }
 
 
-KILL_WHEN = ("sft/state/20", "rl/state/2", "label/journal.jsonl", "prm/state/4", "rl_prm/state/1")
+KILL_WHEN = ("sft/state/200", "rl/state/2", "label/journal.jsonl", "prm/state/4", "rl_prm/state/1")
 
 
 def test_a_run_killed_at_any_moment_ends_with_the_same_numbers(whole, tmp_path, environment):
@@ -95,7 +95,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_numbers(whole, tmp_path, 
     assert "sft: finished before" in done.stderr
     assert results(workdir) == results(whole)
     assert metrics(workdir) == metrics(whole)
-    for kind in ("sft/policy/60", "rl/policy/4", "prm/model/12", "rl_prm/policy/4"):
+    for kind in ("sft/policy/500", "rl/policy/4", "prm/model/12", "rl_prm/policy/4"):
         ours, theirs = arrays(workdir / kind), arrays(whole / kind)
         assert ours.keys() == theirs.keys() and len(ours) > 5
         for name in ours:
@@ -113,7 +113,7 @@ def test_results_hold_what_the_documentation_says(whole):
     cost = json.loads((whole / "results.json").read_text())["label_cost"]
     assert cost["responses"] == 48 and cost["executions"] <= cost["completions"]
     assert cost["completions"] % 2 == 0  # whole waves
-    assert 0 < cost["failing"] <= 48
+    assert 0 < cost["failing"] < 48 and cost["probes"] > 20  # the run does meet every case
 
 
 def test_labels_keep_their_counts_and_are_monotone(whole):

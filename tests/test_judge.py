@@ -321,3 +321,21 @@ def test_a_damaged_archive_is_unusable_input(tmp_path, damage, capsys):
         judge.main(["--programs", str(path), "--min-tier", "T4", "--out", str(tmp_path / "o")]) == 2
     )
     assert capsys.readouterr().err.startswith("judge: ")
+
+
+@pytest.mark.slow
+def test_the_built_in_problems_are_known_by_name(tmp_path, monkeypatch):
+    from prm_jax.config import ProblemsConfig
+    from prm_jax.problems import load_problems
+
+    monkeypatch.chdir(tmp_path)
+    sets = load_problems(ProblemsConfig(), Path(judge._DATA_FOLDER), judge.Limits())
+    problems = [*sets.train[:20], *sets.test[:5], *sets.test_long[:5]]
+    lines = [
+        encode({"task_id": p.task_id, "program": p.program(completion)})
+        for p in problems
+        for completion in (p.solution, "    return None\n")
+    ]
+    status, records = run(tmp_path, lines, "--problems", "chains")
+    assert status == 0
+    assert [r["passed"] for r in records] == [True, False] * len(problems)

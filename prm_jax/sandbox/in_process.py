@@ -96,5 +96,6 @@ def _methods(names: list[str], classes: dict[str, ast.ClassDef]) -> list[str]:
 
 
 def _is_test(node: ast.stmt) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:
-    functions = ast.FunctionDef | ast.AsyncFunctionDef
-    return isinstance(node, functions) and node.name.startswith("test")
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return node.name.startswith("test")
+    return False

@@ -47,7 +47,6 @@ class Setting:
     """What all zygotes of a broker have in common."""
 
     attempt: tiers.Attempt
-    empty_folder: str  # where programs start if they have no root of their own
     interpreter: str
     numpy_folders: list[str]
 
@@ -164,7 +163,6 @@ class Zygote:
             "layers": sorted(self.layers),
             "packages": packages,
             "paths": dataclasses.asdict(paths.readable_paths(packages)),
-            "empty_folder": setting.empty_folder,
             "uid": tiers.high_uid(slot),
         }
         self.socket.send(json.dumps(config).encode())

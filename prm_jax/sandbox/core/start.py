@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import socket
-import tempfile
 import time
 from typing import Any
 
@@ -19,7 +18,6 @@ from prm_jax.sandbox.core.pool import Infrastructure, Run, Setting, Zygote
 from prm_jax.sandbox.core.selftest import self_tests
 from prm_jax.sandbox.core.verdicts import Limits, Outcome
 
-_TEMPORARY = "prm_jax-empty-"
 _TRIES = 3  # of one tier
 _START_S = 60.0
 _STACK_BYTES = 256 << 20
@@ -27,12 +25,12 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
 def first_zygote(
-    config: dict[str, Any], empty_folder: str
+    config: dict[str, Any],
 ) -> tuple[Zygote | None, Setting, list[tuple[tiers.Attempt, str]]]:
     """The strongest tier that works here, and why those above it do not."""
     failures: list[tuple[tiers.Attempt, str]] = []
     interpreter, folders = pool.base_interpreter(), pool.numpy_folders(config["path"])
-    setting = Setting(tiers.Attempt("", frozenset()), empty_folder, interpreter, folders)
+    setting = Setting(tiers.Attempt("", frozenset()), interpreter, folders)
     attempts = tiers.attempts(os.geteuid() == 0, frozenset(config["without"]))
     if "layers" in config:  # a broker that replaces another keeps its tier
         attempts = [tiers.Attempt(config["tier"], frozenset(config["layers"]))]
@@ -100,36 +98,21 @@ def main() -> None:
     unlimited = hard == resource.RLIM_INFINITY
     stack = _STACK_BYTES if unlimited else min(_STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
-    sweep()
-    with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-") as empty_folder:
-        os.chmod(empty_folder, 0o555)
-        zygote, setting, failures = first_zygote(config, empty_folder)
-        tier = setting.attempt.tier if zygote else None
-        if zygote is None or not tiers.strong_enough(setting.attempt.tier, config["min_tier"]):
-            text = tiers.refusal(config["min_tier"], tier, failures)
-            frames.write(client.fileno(), {"refused": text})
-            if zygote:
-                zygote.end()
-            return
-        layers = sorted(setting.attempt.layers)
-        frames.write(client.fileno(), {"tier": tier, "layers": layers})
-        broker = Broker(client, config["jobs"], setting)
-        broker.adopt(zygote)
-        try:
-            broker.serve()
-        finally:
-            broker.close()
-
-
-def sweep() -> None:
-    """Remove what brokers left that were killed: empty folders and control groups."""
     if os.geteuid() == 0:
         cgroup.sweep()
-    parent = tempfile.gettempdir()
-    for name in os.listdir(parent):
-        pid = name.removeprefix(_TEMPORARY).split("-")[0]
-        if name.startswith(_TEMPORARY) and not os.path.exists(f"/proc/{pid}"):
-            try:
-                os.rmdir(f"{parent}/{name}")
-            except OSError:
-                pass  # somebody else's
+    zygote, setting, failures = first_zygote(config)
+    tier = setting.attempt.tier if zygote else None
+    if zygote is None or not tiers.strong_enough(setting.attempt.tier, config["min_tier"]):
+        text = tiers.refusal(config["min_tier"], tier, failures)
+        frames.write(client.fileno(), {"refused": text})
+        if zygote:
+            zygote.end()
+        return
+    layers = sorted(setting.attempt.layers)
+    frames.write(client.fileno(), {"tier": tier, "layers": layers})
+    broker = Broker(client, config["jobs"], setting)
+    broker.adopt(zygote)
+    try:
+        broker.serve()
+    finally:
+        broker.close()

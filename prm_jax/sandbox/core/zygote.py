@@ -42,6 +42,7 @@ _PRELOADED = (
 
 ENDED = struct.Struct("<iddQ")  # wait status, user seconds, system seconds, peak bytes
 NO_MEMORY = 71  # exit status of a child whose limit is too low to begin
+_NOWHERE = "/proc"  # where programs start that have no root of their own: nothing can be made there
 _SHORT_MS = 25  # a child that ends within this is not announced
 _MIB = 1 << 20
 _SLACK_AS = 256 * _MIB  # maps that hold no data: shared libraries, guard pages
@@ -155,7 +156,7 @@ def _jail(config: dict[str, Any], layers: set[str]) -> None:
         with _named("namespaces"):
             namespaces.enter(paths)
     else:
-        os.chdir(config["empty_folder"])
+        os.chdir(_NOWHERE)
     if "second_uid" in layers:
         with _named("second_uid"):
             linux.prctl(linux.PR_SET_KEEPCAPS, 1)

@@ -188,8 +188,6 @@ class Broker:
                     zygote.start(run, fds)
                 finally:
                     fds.clear()
-                for fd in run.fds():
-                    self._selector.register(fd, selectors.EVENT_READ, (zygote, run))
         except Infrastructure as error:
             for fd in [fd for fds in joined for fd in fds]:
                 os.close(fd)
@@ -203,6 +201,7 @@ class Broker:
         if zygote not in self._zygotes:
             return
         run, was_ready = zygote.run, zygote.ready
+        was_announced = run is not None and run.pidfd >= 0
         try:
             zygote.receive()
         except Infrastructure as error:
@@ -213,6 +212,10 @@ class Broker:
             return
         if zygote.ready and not was_ready:
             self._test(zygote)
+        if run and run.pidfd >= 0 and not was_announced:
+            # until then the pipes hold what it writes; most children have ended by then
+            for fd in run.fds():
+                self._selector.register(fd, selectors.EVENT_READ, (zygote, run))
         if run and run.outcome:
             self._release(run)
             job = self._owner[zygote]

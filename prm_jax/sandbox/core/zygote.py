@@ -89,6 +89,7 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Callable[[], Non
     _jail(config, layers)
     for name in [n for n in sys.modules if n.split(".")[0] == "prm_jax"]:
         del sys.modules[name]
+    random.seed(0)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -110,7 +111,6 @@ def _rehearse() -> None:
         child.run_calls(frames.unpack(frames.dump(job)), null)
     os.close(null)
     del sys.modules["program"]
-    random.seed(0)
 
 
 @contextlib.contextmanager
@@ -242,7 +242,6 @@ def _change_uid(uid: int) -> None:
 def _run_child(request: dict[str, Any], fds: list[int]) -> int:
     job = child.load_job(fds[0])
     rest = fds[1:]
-    random.seed(0)
     gc.enable()
     if request["mode"] == "stdio":
         for fd, standard in ((rest.pop(0), 0), (rest.pop(0), 1)):

@@ -1,11 +1,11 @@
-"""Dependencies and extras of prm_jax. Lower bounds only; a cap would name the bug that it avoids."""
+"""Dependencies and extras of prm_jax: lower bounds; a cap would name the bug that it avoids."""
 
 from setuptools import find_packages, setup
 
 setup(
     name="prm_jax",
     version="0.1.0",
-    description="Process reward models for code, by execution, and PPO with them: TPU-native, in JAX.",
+    description="Process reward models for code, by execution, and PPO with them, in JAX.",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -15,7 +15,7 @@ setup(
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
-        "optax>=0.2.6",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "tensorflow-datasets>=4.9.9",
         "array-record>=0.8",  # the TFDS file format that needs no TensorFlow

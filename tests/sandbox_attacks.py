@@ -32,9 +32,7 @@ def attacks() -> list[dict[str, Any]]:
     return [row for row in rows if row.get("machine", machine) == machine]
 
 
-def work(
-    attack: dict[str, Any], canary: str, repetition: int
-) -> tuple[str, Tests, Limits]:
+def work(attack: dict[str, Any], canary: str, repetition: int) -> tuple[str, Tests, Limits]:
     """The attack as work for the sandbox; equal work would be done only once."""
     program = attack["program"].replace("@CANARY@", canary) + f"\n# {repetition}"
     if attack["mode"] == "stdio":

@@ -1,9 +1,11 @@
 """Imports go down the floors only, and the pure floor stays pure."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 PACKAGE = Path(__file__).parents[1] / "prm_jax"
 
@@ -93,3 +95,19 @@ def test_every_file_is_short_enough_to_hold_in_the_head():
         if (n := len(p.read_text().splitlines())) > 450
     }
     assert not long
+
+
+def test_an_installed_package_has_every_module():
+    found = set(find_packages(str(PACKAGE.parent), include=["prm_jax", "prm_jax.*"]))
+    folders = {path.parent.relative_to(PACKAGE.parent) for path in modules()}
+    assert found == {".".join(folder.parts) for folder in folders}
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/results.md", "docs/sandbox.md"]
+)
+def test_files_that_the_documentation_links_to_exist(page: str):
+    path = PACKAGE.parent / page
+    text = path.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / link).exists(), f"{page} links to {link}"

@@ -352,7 +352,7 @@ def test_the_end_token_is_named_or_found(folder, straddling):
     named = Tokenizer.load(path, "<|im_end|>")
     assert named.eos_id == named.encode("<|im_end|>")[0]
     assert named.pad_id == straddling.eos_id != named.eos_id
-    # There is no other token to pad with, and the policy never chooses PAD: it gets an id of its own.
+    # There is no other to pad with, and the policy never chooses PAD: it gets an id of its own.
     assert straddling.pad_id == straddling.vocab_size - 1 == named.vocab_size
     assert straddling.pieces([straddling.pad_id]) == [b""]
 

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from setuptools import find_packages
 
 PACKAGE = Path(__file__).parents[1] / "prm_jax"
 
@@ -98,9 +97,8 @@ def test_every_file_is_short_enough_to_hold_in_the_head():
 
 
 def test_an_installed_package_has_every_module():
-    found = set(find_packages(str(PACKAGE.parent), include=["prm_jax", "prm_jax.*"]))
-    folders = {path.parent.relative_to(PACKAGE.parent) for path in modules()}
-    assert found == {".".join(folder.parts) for folder in folders}
+    """find_packages passes over a folder without an __init__.py, and an installation lacks it."""
+    assert [p.parent for p in modules() if not (p.parent / "__init__.py").exists()] == []
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,8 @@ def prctl(option: int, value: int = 0) -> None:
 def set_capabilities(*capabilities: int) -> None:
     """Keep these capabilities (permitted and effective) and drop all others."""
     low = sum(1 << c for c in capabilities)
-    header = ctypes.create_string_buffer(struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0), 8)
-    data = ctypes.create_string_buffer(struct.pack("=6I", low, low, 0, 0, 0, 0), 24)
-    syscall("capset", header, data)
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    syscall("capset", header, struct.pack("=6I", low, low, 0, 0, 0, 0))
 
 
 def sethostname(name: bytes) -> None:

@@ -48,6 +48,13 @@ _MIB = 1 << 20
 _SLACK_AS = 256 * _MIB  # maps that hold no data: shared libraries, guard pages
 _SLACK_REPORT = 16 * _MIB
 _MAX_THREADS = 64
+_LIMITS = (  # the same for every program; children inherit them
+    (resource.RLIMIT_CORE, 0),
+    (resource.RLIMIT_FSIZE, 0),
+    (resource.RLIMIT_MEMLOCK, 0),
+    (resource.RLIMIT_MSGQUEUE, 0),
+    (resource.RLIMIT_NOFILE, 256),
+)
 _CHILD_MODES: dict[str, Callable[[dict[str, Any], list[int]], int]] = {
     "calls": lambda job, fds: child.run_calls(job, fds[0]),
     "stdio": lambda job, fds: child.run_stdio(job, fds[0]),
@@ -87,6 +94,8 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Callable[[], Non
         os._exit(0)  # the broker is gone
     baseline = _memory_baseline()
     _jail(config, layers)
+    for kind, value in _LIMITS:
+        resource.setrlimit(kind, (value, value))
     for name in [n for n in sys.modules if n.split(".")[0] == "prm_jax"]:
         del sys.modules[name]
     random.seed(0)
@@ -259,15 +268,6 @@ def _limit(request: dict[str, Any], layers: set[str], baseline: tuple[int, int])
     ):
         resource.setrlimit(kind, (size, size + _SLACK_REPORT))
     cpu_s = int(request["cpu_s"]) + 2  # the broker is exact; this holds if it is gone
-    limits = {
-        resource.RLIMIT_CPU: cpu_s,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_NOFILE: 256,
-    }
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     if layers & {"user", "second_uid"}:
-        limits[resource.RLIMIT_NPROC] = _MAX_THREADS
-    for kind, value in limits.items():
-        resource.setrlimit(kind, (value, value))
+        resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_THREADS, _MAX_THREADS))

@@ -14,6 +14,8 @@ def load_config(path: Path) -> Config:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"--config = {str(path)!r} is not a file{hint}")
+    if path.suffix != ".py":
+        raise ConfigError(f"--config = {str(path)!r} must be a .py file that defines get_config()")
     spec = importlib.util.spec_from_file_location(f"prm_jax_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

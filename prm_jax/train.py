@@ -124,7 +124,7 @@ def parse_stages(text: str) -> list[str]:
             near = difflib.get_close_matches(name, STAGES, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"--stages = {name!r} is not a stage{hint}. The stages are {', '.join(STAGES)}"
+                f"--stages = {name!r} is not a stage{hint} (the stages are {', '.join(STAGES)})"
             )
     if not names:
         raise ConfigError(f"--stages = {text!r} names no stage: choose from {', '.join(STAGES)}")
@@ -145,7 +145,10 @@ def check_order(stages: Sequence[str], workdir: Path) -> None:
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Keeps the workdir to this process; raises ConfigError if another one is at work in it."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir = {str(workdir)!r} cannot be made: {error}") from error
     with (workdir / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,6 +204,7 @@ def check_fit(run: Run) -> None:
     """Raises ConfigError for what only the data or the devices can tell, before any work."""
     config, shards = run.config, batch_shards(run.mesh)
     sets = run.problems
+    longest = {"max_prompt_tokens": 0, "max_completion_tokens": 0}
     for problem in [*sets.train, *sets.validation, *sets.test, *sets.test_long]:
         ids = run.tokenizer.encode(problem.solution)
         if run.tokenizer.decode(ids) != problem.solution:
@@ -213,11 +217,11 @@ def check_fit(run: Run) -> None:
             ("max_prompt_tokens", len(run.prompt_ids(problem))),
             ("max_completion_tokens", len(ids) + 1),
         ):
-            if tokens > getattr(config, name):
-                raise ConfigError(
-                    f"{name} = {getattr(config, name)} is not allowed: {problem.task_id} needs "
-                    f"{tokens} tokens"
-                )
+            longest[name] = max(longest[name], tokens)
+    if any(tokens > getattr(config, name) for name, tokens in longest.items()):
+        has = ", ".join(f"{name} = {getattr(config, name)}" for name in longest)
+        needs = " ".join(f"--{name.replace('_', '-')} {n}" for name, n in longest.items())
+        raise ConfigError(f"{has} is not allowed: the problems need at least {needs}")
     for name, rows in (
         ("sft.batch_size", config.sft.batch_size),
         ("prm.batch_size", config.prm.batch_size),
@@ -348,6 +352,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, SandboxRefused, ShardingError, ReportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     except NonFiniteMetric as error:
         print(f"error: {error}\nlower the learning rate of that stage", file=sys.stderr)
         return 1

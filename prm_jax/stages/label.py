@@ -183,6 +183,7 @@ def _search(
     config = run.config.label
     sampling = Sampling(run, memo, samples=config.wave, temperature=config.temperature)
     state = search_start(np.array([r.open_steps for r in group], np.int64))
+    most_rounds = int(np.ceil(np.log2(state.hi.max(initial=0) + 1)))
     spent = _Spent()
     round_number = 0
     while (probe := next_probe(state)).any():
@@ -192,7 +193,7 @@ def _search(
             open_ = [i for i in pending if not passed[i]]
             starts = [Start(group[i].problem, _prefix(run, group[i], probe[i])) for i in open_]
             name = f"probe/{completer}/{round_number}/{wave}"
-            title = f"label: search round {round_number + 1}, wave {wave + 1}"
+            title = f"label: search round {round_number + 1} of {most_rounds}, wave {wave + 1}"
             with Progress(len(open_), title, "prefixes") as progress:
                 key = run.key(Stream.PROBE, completer, round_number, wave)
                 attempts = sampling.run(params, starts, key, journal, name, progress)

@@ -62,7 +62,11 @@ class Canaries:
 
     def __init__(self, folder: str):
         self.folder = folder
-        self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(600)"],
+            stdout=subprocess.DEVNULL,  # or whoever reads ours would wait for it
+            stderr=subprocess.DEVNULL,
+        )
         files = {"tests.json": "the hidden tests", "victim": "alive", "pid": str(self.process.pid)}
         for name, text in files.items():
             Path(folder, name).write_text(text)

@@ -100,6 +100,30 @@ class TokenizerConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptsConfig(_Section):
+    """How the policy is asked, and which part of its response is the program."""
+
+    section: ClassVar[str] = "prompts"
+
+    style: Literal["completion", "chat", "chat_fence"] = "completion"
+    """completion: the problem's prompt as it is, and the response is code. chat: the model's own
+    chat template, and the first fenced block of the response is the code. chat_fence: the same, but
+    the prompt opens the block, so the response is code until it closes."""
+    system: str = ""
+    """System message of the chat styles; empty sends none."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response, beside those of the problem set."""
+
+    def __post_init__(self):
+        self._require("stop", "" not in self.stop, "strings that are not empty")
+        self._require(
+            "system",
+            not self.system or self.style != "completion",
+            "empty with prompts.style = 'completion', which sends no system message",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig(_Section):
     """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
@@ -384,6 +408,7 @@ class Config(_Section):
     """C: a response is cut off after this many tokens."""
     problems: ProblemsConfig = ProblemsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    prompts: PromptsConfig = PromptsConfig()
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
     sandbox: SandboxConfig = SandboxConfig()

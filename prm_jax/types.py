@@ -58,10 +58,11 @@ class Problem:
     """One task: what the policy reads, what its program must pass, and one known solution."""
 
     task_id: str
-    prompt: str
+    prompt: str  # the text that a completion follows
     tests: Tests
     solution: str = ""  # a completion that passes
     program_prefix: str = ""  # text before the completion that makes it a whole program
+    instruction: str = ""  # what a chat model is asked; empty where the set has no such form
     horizon: int = 0  # lines of the reference solution
     difficulty: str = ""
     limits: Limits = Limits()

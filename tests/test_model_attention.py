@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prm_jax.model.attention import Cache, cached_attention, causal_attention, rotary_angles, rotate
+from prm_jax.config import RopeConfig
+from prm_jax.model.attention import Cache, cached_attention, causal_attention, rotate
+from prm_jax.model.rope import rotary_angles
 
 
 def attention_by_loops(query, key, value, valid):
@@ -95,7 +97,7 @@ def test_rotation_turns_the_pair_i_and_i_plus_half_by_position_times_frequency()
     head_dim, theta = 6, 100.0
     positions = np.array([[0, 1, 7]])
     x = np.random.default_rng(0).normal(size=(1, 2, 3, head_dim)).astype(np.float32)
-    cos, sin = rotary_angles(jnp.asarray(positions), 8, head_dim, theta)
+    cos, sin = rotary_angles(jnp.asarray(positions), 8, head_dim, RopeConfig(theta))
     turned = np.asarray(rotate(jnp.asarray(x), cos, sin))
     for t, position in enumerate(positions[0]):
         for i in range(head_dim // 2):
@@ -111,7 +113,9 @@ def test_rotated_products_depend_on_the_distance_only():
 
     def product(m, n):
         def at(x, position):
-            return rotate(jnp.asarray(x), *rotary_angles(jnp.array([[position]]), 400, 8, 1e4))
+            return rotate(
+                jnp.asarray(x), *rotary_angles(jnp.array([[position]]), 400, 8, RopeConfig())
+            )
 
         return float(jnp.sum(at(query, m) * at(key, n)))
 
@@ -120,7 +124,7 @@ def test_rotated_products_depend_on_the_distance_only():
 
 
 def test_angles_stay_exact_where_bfloat16_positions_would_not():
-    cos, sin = rotary_angles(jnp.array([[256, 257]]), 300, 4, 1e4)
+    cos, sin = rotary_angles(jnp.array([[256, 257]]), 300, 4, RopeConfig())
     assert cos.dtype == sin.dtype == jnp.float32
     assert float(sin[0, 0, 1, 0]) == pytest.approx(math.sin(257), abs=1e-4)
     x = jnp.ones((1, 1, 2, 4), jnp.bfloat16)

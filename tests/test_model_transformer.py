@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.config import ModelConfig
+from prm_jax.config import ModelConfig, RopeConfig
 from prm_jax.model.attention import Cache
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.transformer import RMSNorm
 
-TINY = ModelConfig(layers=2, embed=16, heads=4, kv_heads=2, head_dim=6, mlp=24, rope_theta=50.0)
+TINY = ModelConfig(
+    layers=2, embed=16, heads=4, kv_heads=2, head_dim=6, mlp=24, rope=RopeConfig(theta=50.0)
+)
 FAMILIES = {
     "llama": dataclasses.replace(TINY, tied_embeddings=False),
+    "llama with biases": dataclasses.replace(TINY, qkv_bias=True, out_bias=True, mlp_bias=True),
     "qwen2": dataclasses.replace(TINY, qkv_bias=True),
     "qwen3": dataclasses.replace(TINY, qk_norm=True, kv_heads=1),
 }
@@ -58,7 +61,7 @@ def logits_by_hand(p, c, tokens):
     trunk = p["trunk"]
     x = trunk["embedding"][tokens]
     half = c.head_dim // 2
-    turn = np.exp(1j * np.arange(len(tokens))[:, None] * c.rope_theta ** (-np.arange(half) / half))
+    turn = np.exp(1j * np.arange(len(tokens))[:, None] * c.rope.theta ** (-np.arange(half) / half))
 
     def turned(y):  # [T, head_dim]
         z = (y[:, :half] + 1j * y[:, half:]) * turn
@@ -82,10 +85,14 @@ def logits_by_hand(p, c, tokens):
             for t in range(len(tokens)):
                 weights = np.exp(k[: t + 1] @ q[t] / np.sqrt(c.head_dim))
                 out[t] += (weights / weights.sum()) @ v[: t + 1] @ a["out_kernel"][h]
-        x = x + out
+        x = x + out + (a["out_bias"] if c.out_bias else 0)
         y = norm_by_hand(x, layer["mlp_norm"]["scale"], c.norm_eps)
-        gate, up = np.moveaxis(layer["mlp"]["gate_up_kernel"], 1, 0)
-        x = x + (y @ gate / (1 + np.exp(-y @ gate)) * (y @ up)) @ layer["mlp"]["down_kernel"]
+        mlp = layer["mlp"]
+        gate, up = y @ np.moveaxis(mlp["gate_up_kernel"], 1, 0)
+        if c.mlp_bias:
+            gate, up = gate + mlp["gate_up_bias"][0], up + mlp["gate_up_bias"][1]
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ mlp["down_kernel"]
+        x = x + (mlp["down_bias"] if c.mlp_bias else 0)
     x = norm_by_hand(x, trunk["final_norm"]["scale"], c.norm_eps)
     return x @ (trunk["embedding"].T if c.tied_embeddings else p["head"])
 

@@ -1,4 +1,4 @@
-"""Rotary positions and grouped-query attention as pure functions, with and without a cache.
+"""Rotation and grouped-query attention as pure functions, with and without a cache.
 
 Heads come before time everywhere, `[B, heads, T, head_dim]`, so that the keys of one head lie
 together. Masked scores are a large finite number and not -inf: a row that may see nothing, which is
@@ -12,22 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30
-
-
-def rotary_angles(
-    positions: Int[Array, "B T"], limit: int, head_dim: int, theta: float
-) -> tuple[Float[Array, "B 1 T half"], Float[Array, "B 1 T half"]]:
-    """Cosine and sine of position * theta^(-2i / head_dim), float32 (RoPE, arXiv 2104.09864).
-
-    Positions are below `limit`. float32 because bfloat16 rounds position 257 to 256, and sin(257)
-    is far from sin(256).
-    """
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = jnp.arange(limit, dtype=jnp.float32)[:, None] * theta**-exponent
-    # Looked up: computed per token, XLA would fuse the cosines into each of their uses and
-    # compute them again there, a tenth of a gradient at the tiny size.
-    cos, sin = jnp.cos(angles)[positions], jnp.sin(angles)[positions]
-    return cos[:, None], sin[:, None]
 
 
 def rotate(

@@ -18,9 +18,9 @@ from prm_jax.model.attention import (
     KeyValue,
     cached_attention,
     causal_attention,
-    rotary_angles,
     rotate,
 )
+from prm_jax.model.rope import rotary_angles
 from prm_jax.sharding import constrain
 
 
@@ -92,7 +92,11 @@ class Attention(nn.Module):
             kernel_init(c.heads * c.head_dim, 1 / (2 * c.layers)), "heads", "head_dim", "embed"
         )
         kernel = self.param("out_kernel", init, (c.heads, c.head_dim, c.embed))
-        return jnp.einsum("bnth,nhd->btd", out, kernel.astype(x.dtype)), key_value
+        y = jnp.einsum("bnth,nhd->btd", out, kernel.astype(x.dtype))
+        if c.out_bias:
+            bias = self.param("out_bias", named_axes(nn.initializers.zeros, "embed"), (c.embed,))
+            y += bias.astype(x.dtype)
+        return y, key_value
 
 
 class MLP(nn.Module):
@@ -107,10 +111,17 @@ class MLP(nn.Module):
         init = named_axes(kernel_init(c.embed), "embed", None, "mlp")
         gate_up = self.param("gate_up_kernel", init, (c.embed, 2, c.mlp))
         both = jnp.einsum("btd,dcf->btcf", x, gate_up.astype(x.dtype))
+        if c.mlp_bias:
+            init = named_axes(nn.initializers.zeros, None, "mlp")
+            both += self.param("gate_up_bias", init, (2, c.mlp)).astype(x.dtype)
         hidden = nn.silu(both[:, :, 0]) * both[:, :, 1]
         hidden = constrain(hidden, "batch", "time", "mlp")
         init = named_axes(kernel_init(c.mlp, 1 / (2 * c.layers)), "mlp", "embed")
-        return hidden @ self.param("down_kernel", init, (c.mlp, c.embed)).astype(x.dtype)
+        y = hidden @ self.param("down_kernel", init, (c.mlp, c.embed)).astype(x.dtype)
+        if c.mlp_bias:
+            bias = self.param("down_bias", named_axes(nn.initializers.zeros, "embed"), (c.embed,))
+            y += bias.astype(x.dtype)
+        return y
 
 
 class Layer(nn.Module):
@@ -169,7 +180,7 @@ class Transformer(nn.Module):
             limit = tokens.shape[1]
         else:
             positions, limit = cache.positions(), cache.slots
-        rotation = rotary_angles(positions, limit, c.head_dim, c.rope_theta)
+        rotation = rotary_angles(positions, limit, c.head_dim, c.rope)
         x = jnp.take(self.embedding.astype(c.dtype), tokens, axis=0)
         x = constrain(x, "batch", "time", "embed")
         key_values = []

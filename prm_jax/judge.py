@@ -287,7 +287,7 @@ def _chains() -> dict[str, Tests]:
     from prm_jax.problems import load_problems  # loads TensorFlow Datasets: only when asked for
 
     sets = load_problems(ProblemsConfig(), Path(_DATA_FOLDER), Limits())
-    problems = [*sets.train, *sets.validation, *sets.test, *sets.test_long]
+    problems = [*sets.train, *sets.validation, *(p for ps in sets.held_out.values() for p in ps)]
     return {problem.task_id: problem.tests for problem in problems}
 
 

@@ -205,7 +205,8 @@ def check_fit(run: Run) -> None:
     config, shards = run.config, batch_shards(run.mesh)
     sets = run.problems
     longest = {"max_prompt_tokens": 0, "max_completion_tokens": 0}
-    for problem in [*sets.train, *sets.validation, *sets.test, *sets.test_long]:
+    held_out = [problem for problems in sets.held_out.values() for problem in problems]
+    for problem in [*sets.train, *sets.validation, *held_out]:
         ids = run.tokenizer.encode(problem.solution)
         if run.tokenizer.decode(ids) != problem.solution:
             raise ConfigError(

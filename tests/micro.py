@@ -1,6 +1,7 @@
 """The whole method with the smallest numbers that still do everything: for tests."""
 
 from prm_jax.config import (
+    ChainsConfig,
     Config,
     EvaluateConfig,
     LabelConfig,
@@ -17,14 +18,16 @@ def get_config() -> Config:
         max_prompt_tokens=64,
         max_completion_tokens=32,
         problems=ProblemsConfig(
-            sft_pairs=2_000,
-            train=24,
-            validation=8,
-            test=8,
-            sft_horizons=(1, 2),
-            train_horizons=(2, 3),
-            test_horizons=(1, 3),
-            long_horizons=(4, 4),
+            chains=ChainsConfig(
+                sft_pairs=2_000,
+                train=24,
+                validation=8,
+                test=8,
+                sft_horizons=(1, 2),
+                train_horizons=(2, 3),
+                test_horizons=(1, 3),
+                long_horizons=(4, 4),
+            )
         ),
         model=ModelConfig(layers=2, embed=48, heads=2, kv_heads=1, head_dim=24, mlp=96),
         sft=SFTConfig(steps=500, batch_size=64, warmup_steps=20, checkpoint_every=200),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prm_jax.config import (
+    ChainsConfig,
     Config,
     ConfigError,
     DenseConfig,
@@ -14,7 +15,6 @@ from prm_jax.config import (
     MeshConfig,
     ModelConfig,
     PPOConfig,
-    ProblemsConfig,
     to_json,
 )
 from prm_jax.config_file import differences, load_config
@@ -33,7 +33,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
         (lambda: ModelConfig(head_dim=7), "model.head_dim = 7"),
         (lambda: MeshConfig(data=-1, fsdp=-1), "at most one axis"),
         (lambda: LabelConfig(samples_per_prefix=10, wave=4), "label.wave = 4"),
-        (lambda: ProblemsConfig(long_horizons=(7, 9)), "problems.long_horizons"),
+        (lambda: ChainsConfig(long_horizons=(7, 9)), "problems.chains.long_horizons"),
         (lambda: Config(ppo=PPOConfig(steps=2)), "label.checkpoints = 4"),
     ],
 )

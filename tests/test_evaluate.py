@@ -91,7 +91,9 @@ def evaluated(monkeypatch, workdir, arms):
         workdir=workdir,
         mesh=None,
         tokenizer=SimpleNamespace(decode=lambda ids: "    return a"),
-        problems=SimpleNamespace(test=problems[:3], test_long=problems[3:]),
+        problems=SimpleNamespace(
+            held_out={"test": problems[:3], "test_long": problems[3:]}, chains={}
+        ),
         sandbox=None,
         log=None,
         policy=None,

@@ -15,6 +15,8 @@ FLOORS = {
     "rl": 1,
     "sharding": 2,
     "tokenizer": 2,
+    "prompts": 2,
+    "pretrained": 2,
     "checkpoint": 2,
     "metrics": 2,
     "sandbox": 2,
@@ -25,12 +27,19 @@ FLOORS = {
     "report": 5,
     "judge": 5,
     "train": 5,
+    "export": 5,
+    "evaluate": 5,
+    "label": 5,
+    "score": 5,
 }
 # The rooms of floor 2 know nothing of each other, except for these.
 SIDEWAYS = {
     "config": {"types"},
     "model": {"sharding"},
-    "problems": {"sandbox"},
+    "problems": {"sandbox", "metrics"},  # progress of long checks
+    "prompts": {"tokenizer"},
+    "tokenizer": {"pretrained"},  # reads the tokenizer in a GGUF file
+    "pretrained": {"model", "sharding"},
     "train": {"report"},
 }
 FORBIDDEN_IN_RL = {"flax", "optax", "orbax", "os", "subprocess", "logging"}

@@ -330,7 +330,7 @@ def test_the_built_in_problems_are_known_by_name(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     sets = load_problems(ProblemsConfig(), Path(judge._DATA_FOLDER), judge.Limits())
-    problems = [*sets.train[:20], *sets.test[:5], *sets.test_long[:5]]
+    problems = [*sets.train[:20], *sets.held_out["test"][:5], *sets.held_out["test_long"][:5]]
     lines = [
         encode({"task_id": p.task_id, "program": p.program(completion)})
         for p in problems

@@ -11,13 +11,13 @@ import sys
 
 import pytest
 
-from prm_jax.config import ConfigError, ProblemsConfig
+from prm_jax.config import ChainsConfig, ConfigError, ProblemsConfig
 from prm_jax.problems import load_problems
 from prm_jax.problems.chains import generator
 from prm_jax.problems.chains.operations import OPERATIONS, WORDINGS, Step
 from prm_jax.types import Limits, Problem
 
-SMALL = ProblemsConfig(seed=3, sft_pairs=300, train=12, validation=6, test=12)
+SMALL = ChainsConfig(seed=3, sft_pairs=300, train=12, validation=6, test=12)
 SPLITS = ("train", "validation", "test", "test_long")
 
 
@@ -40,7 +40,15 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sets(data_dir):
-    return load_problems(SMALL, data_dir, Limits(cpu_s=0.5))
+    return load(SMALL, data_dir, Limits(cpu_s=0.5))
+
+
+def load(settings: ChainsConfig, data_dir, limits: Limits):
+    return load_problems(ProblemsConfig(chains=settings), data_dir, limits)
+
+
+def split_of(sets, name: str) -> list[Problem]:
+    return sets.held_out[name] if name in sets.held_out else getattr(sets, name)
 
 
 def computed(chain: generator.Chain) -> tuple:
@@ -49,7 +57,7 @@ def computed(chain: generator.Chain) -> tuple:
 
 
 def all_problems(sets) -> list[Problem]:
-    return [problem for split in SPLITS for problem in getattr(sets, split)]
+    return [problem for split in SPLITS for problem in split_of(sets, split)]
 
 
 # -------------------------------------------------------------------------------- the operations
@@ -120,7 +128,7 @@ def test_solutions_pass_and_have_one_line_per_step(sets):
 def test_tests_catch_every_confusion_and_every_skipped_step(sets):
     mistakes = 0
     for problem in all_problems(sets):
-        chain = sets.steps[problem.task_id]
+        chain = sets.chains[problem.task_id]
         lines = problem.solution.split("\n")
         for k, (step, name) in enumerate(zip(chain.steps, chain.names, strict=True)):
             head = lines[k].removesuffix(step.expression(name))
@@ -171,7 +179,7 @@ def test_tests_are_six_calls_on_short_lists(sets):
 def test_splits_are_disjoint_by_program_and_by_test(sets):
     problems = all_problems(sets)
     assert len({p.task_id for p in problems}) == len(problems)
-    assert len({computed(sets.steps[p.task_id]) for p in problems}) == len(problems)
+    assert len({computed(sets.chains[p.task_id]) for p in problems}) == len(problems)
     assert len({a for p in problems for a in p.tests.asserts}) == 6 * len(problems)
 
 
@@ -209,11 +217,11 @@ def test_splits_are_balanced_over_their_horizons(sets):
     }
     for split, (low, high) in ranges.items():
         counts = dict.fromkeys(range(low, high + 1), 0)
-        for problem in getattr(sets, split):
+        for problem in split_of(sets, split):
             counts[problem.horizon] += 1
         assert max(counts.values()) - min(counts.values()) <= 1
     longest_in_training = max(p.horizon for p in sets.train)
-    assert min(p.horizon for p in sets.test_long) > longest_in_training
+    assert min(p.horizon for p in sets.held_out["test_long"]) > longest_in_training
 
 
 def test_names_of_long_problems_occur_in_short_pairs():
@@ -225,7 +233,7 @@ def test_names_of_long_problems_occur_in_short_pairs():
 
 def test_difficulty_counts_hard_wordings(sets):
     for problem in all_problems(sets):
-        hard = sum(step.wording == "hard" for step in sets.steps[problem.task_id].steps)
+        hard = sum(step.wording == "hard" for step in sets.chains[problem.task_id].steps)
         assert problem.difficulty == f"{hard} hard"
 
 
@@ -258,7 +266,7 @@ def test_sft_mistakes_have_the_shares_that_the_wordings_ask_for():
 
 
 def test_sft_pairs_are_mostly_short(sets):
-    horizons = [prompt.count("\n") - 1 for prompt, _ in sets.sft]
+    horizons = [prompt.count("\n") - 1 for prompt in (p.prompt for p in sets.sft)]
     assert min(horizons) == 1 and max(horizons) == 8
     assert sum(h <= 4 for h in horizons) > 0.6 * len(horizons)
 
@@ -272,7 +280,7 @@ def test_the_seed_decides_everything_and_the_process_nothing():
     pairs = list(generator.make_sft_pairs(config, made["test"]))
     code = (
         "from prm_jax.problems.chains import generator as g;"
-        f"from prm_jax.config import ProblemsConfig; c = {config!r};"
+        f"from prm_jax.config import ChainsConfig; c = {config!r};"
         "p = g.make_problems(c); print(repr((p, list(g.make_sft_pairs(c, p['test'])))))"
     )
     elsewhere = subprocess.run(
@@ -307,14 +315,16 @@ def test_impossible_settings_are_refused_with_their_name():
 def test_what_is_read_is_what_was_made(sets):
     made = generator.make_problems(SMALL)
     for split in SPLITS:
-        read = getattr(sets, split)
+        read = split_of(sets, split)
         assert [p.solution for p in read] == [p.chain.solution() for p in made[split]]
         assert [p.prompt for p in read] == [p.chain.prompt() for p in made[split]]
         assert [p.tests for p in read] == [p.tests for p in made[split]]
-        assert [sets.steps[p.task_id] for p in read] == [p.chain for p in made[split]]
+        assert [sets.chains[p.task_id] for p in read] == [p.chain for p in made[split]]
         assert all(p.limits == Limits(cpu_s=0.5) for p in read)
     pairs = generator.make_sft_pairs(SMALL, [p for split in made.values() for p in split])
-    assert list(sets.sft) == [(pair.chain.prompt(), pair.completion) for pair in pairs]
+    assert [(p.prompt, p.solution) for p in sets.sft] == [
+        (pair.chain.prompt(), pair.completion) for pair in pairs
+    ]
 
 
 def test_pairs_are_a_sequence(sets):
@@ -327,7 +337,7 @@ def test_pairs_are_a_sequence(sets):
 
 
 def test_problems_cross_a_process_boundary(sets):
-    assert pickle.loads(pickle.dumps(sets.test)) == sets.test
+    assert pickle.loads(pickle.dumps(sets.held_out["test"])) == sets.held_out["test"]
 
 
 def test_a_second_load_reads_the_same_and_prepares_nothing(sets, data_dir, monkeypatch):
@@ -335,20 +345,21 @@ def test_a_second_load_reads_the_same_and_prepares_nothing(sets, data_dir, monke
         raise AssertionError("prepared again")
 
     monkeypatch.setattr(generator, "make_problems", refuse)
-    again = load_problems(SMALL, data_dir, Limits(cpu_s=0.5))
-    assert again.test == sets.test and again.steps == sets.steps
+    again = load(SMALL, data_dir, Limits(cpu_s=0.5))
+    assert again.held_out["test"] == sets.held_out["test"] and again.chains == sets.chains
     assert list(again.sft) == list(sets.sft)
 
 
 def test_other_settings_do_not_share_files(sets, data_dir):
-    other = load_problems(dataclasses.replace(SMALL, test=3, sft_pairs=5), data_dir, Limits())
-    assert len(other.test) == 3 and len(other.sft) == 5
-    assert load_problems(SMALL, data_dir, Limits(cpu_s=0.5)).test == sets.test
+    other = load(dataclasses.replace(SMALL, test=3, sft_pairs=5), data_dir, Limits())
+    assert len(other.held_out["test"]) == 3 and len(other.sft) == 5
+    assert load(SMALL, data_dir, Limits(cpu_s=0.5)).held_out["test"] == sets.held_out["test"]
 
 
 def test_a_kill_while_preparing_leaves_nothing_that_is_read(sets, tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from prm_jax.config import ProblemsConfig;"
+        "import os, sys; from pathlib import Path;"
+        "from prm_jax.config import ChainsConfig, ProblemsConfig;"
         "from prm_jax.problems.chains import generator as g;"
         "from prm_jax.problems import load_problems; from prm_jax.types import Limits;"
         "make = g.make_sft_pairs\n"
@@ -357,23 +368,24 @@ def test_a_kill_while_preparing_leaves_nothing_that_is_read(sets, tmp_path):
         "        if i == 200: os._exit(9)\n"
         "        yield pair\n"
         "g.make_sft_pairs = die\n"
-        "load_problems(ProblemsConfig(seed=3, sft_pairs=300, train=12, validation=6, test=12),"
-        " Path(sys.argv[1]), Limits())"
+        "c = ChainsConfig(seed=3, sft_pairs=300, train=12, validation=6, test=12)\n"
+        "load_problems(ProblemsConfig(chains=c), Path(sys.argv[1]), Limits())"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
     assert killed.returncode == 9
     assert any(tmp_path.rglob("*incomplete*"))
-    again = load_problems(SMALL, tmp_path, Limits(cpu_s=0.5))
-    assert list(again.sft) == list(sets.sft) and again.test == sets.test
+    again = load(SMALL, tmp_path, Limits(cpu_s=0.5))
+    assert list(again.sft) == list(sets.sft) and again.held_out["test"] == sets.held_out["test"]
     shutil.rmtree(tmp_path)
 
 
 def test_preparing_needs_no_tensorflow_and_prints_nothing(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from prm_jax.config import ProblemsConfig;"
+        "import sys; from pathlib import Path;"
+        "from prm_jax.config import ChainsConfig, ProblemsConfig;"
         "from prm_jax.problems import load_problems; from prm_jax.types import Limits;"
-        "c = ProblemsConfig(sft_pairs=5, train=3, validation=3, test=6);"
-        "load_problems(c, Path(sys.argv[1]), Limits());"
+        "c = ChainsConfig(sft_pairs=5, train=3, validation=3, test=6);"
+        "load_problems(ProblemsConfig(chains=c), Path(sys.argv[1]), Limits());"
         "assert 'tensorflow' not in sys.modules"
     )
     run = subprocess.run(

@@ -4,13 +4,13 @@ import random
 
 import pytest
 
-from prm_jax.config import ProblemsConfig
+from prm_jax.config import ChainsConfig
 from prm_jax.problems import first_error
 from prm_jax.problems.chains import generator
 from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
 
-CONFIG = ProblemsConfig(seed=11, train=24, validation=1, test=24)
+CONFIG = ChainsConfig(seed=11, train=24, validation=1, test=24)
 CHAIN = Chain(
     (Step("drop_first", 3, "easy"), Step("add", 8, "easy"), Step("reverse", 0, "easy")), "abc"
 )

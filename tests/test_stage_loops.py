@@ -42,6 +42,7 @@ PAIRS = [
     ("!", "x" * 60),  # its EOS does not fit: left out
     ("repeat\n", "    return a * 2"),
 ]
+SFT = [Problem("", prompt, CallTests(()), solution) for prompt, solution in PAIRS]
 CONFIG = Config(
     max_prompt_tokens=48,
     max_completion_tokens=60,
@@ -169,7 +170,7 @@ def run_sft(monkeypatch, traces: Traces) -> list:
 
         return step
 
-    run = run_with(monkeypatch, sft_stage, CONFIG, traces, SimpleNamespace(sft=PAIRS))
+    run = run_with(monkeypatch, sft_stage, CONFIG, traces, SimpleNamespace(sft=SFT))
     monkeypatch.setattr(sft_stage, "make_sft_step", make_sft_step)
     sft_stage.sft(run)
     return batches

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from prm_jax.config import Config, ProblemsConfig
+from prm_jax.config import ChainsConfig, Config
 from prm_jax.problems.chains import generator
 from prm_jax.tokenizer import Tokenizer, TokenizerError
 
@@ -41,7 +41,7 @@ def save(inner: tokenizers.Tokenizer, path) -> str:
 
 
 def sft_texts(pairs: int = 400) -> list[str]:
-    config = ProblemsConfig(sft_pairs=pairs)
+    config = ChainsConfig(sft_pairs=pairs)
     return [p.chain.prompt() + p.completion for p in generator.make_sft_pairs(config, [])]
 
 
@@ -295,7 +295,7 @@ def test_an_expression_has_the_same_tokens_whatever_it_is_about(trained):
 
 def test_a_line_of_a_solution_takes_about_six_tokens(trained):
     """Length is what sampling and training cost; five and a name of its own."""
-    problems = generator.make_problems(ProblemsConfig(train=6, validation=1, test=30))
+    problems = generator.make_problems(ChainsConfig(train=6, validation=1, test=30))
     chains = [problem.chain for split in problems.values() for problem in split]
     lines = sum(len(chain.steps) for chain in chains)
     solutions = [len(trained.encode(chain.solution())) + 1 for chain in chains]

@@ -1,7 +1,7 @@
 """The problem sets of a run, prepared at first use and read from disk after that.
 
-Nothing else in the project knows where problems come from: another dataset is another builder
-beside `chains`, and another branch of `load_problems`.
+Nothing else in the project knows where problems come from: the built-in chains come from their
+generator, every other set from a file that prm_jax/problems reads.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import tensorflow_datasets as tfds
 
-from prm_jax.config import ProblemsConfig
+from prm_jax.config import ChainsConfig, ConfigError, ProblemsConfig
 from prm_jax.problems.chains.builder import Chains, builder_config
 from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
@@ -25,49 +25,84 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class ProblemSets:
-    """SFT pairs and problems; `steps` holds what the oracle needs to know, by task_id."""
+    """What SFT imitates, what RL and the labels ask, what judges the PRM and the policies."""
 
-    sft: Sequence[tuple[str, str]]  # (prompt, completion)
+    sft: Sequence[Problem]  # read for their prompts and solutions only
     train: Sequence[Problem]
     validation: Sequence[Problem]
-    test: Sequence[Problem]
-    test_long: Sequence[Problem]
-    steps: Mapping[str, Chain]
+    held_out: Mapping[str, Sequence[Problem]]  # the first set is the one that results quote
+    stop_strings: tuple[str, ...] = ()  # that end a completion of these problems
+    chains: Mapping[str, Chain] = dataclasses.field(default_factory=dict)  # for the oracle, by task
 
 
 def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
     """Reads the problem sets, preparing them under `data_dir` first if they are not there.
 
     Preparing is atomic: files are written beside their place and moved there when complete.
-    `limits` is what each program of each problem may use. Raises ConfigError for settings that
-    the generator cannot fulfil.
+    `limits` is what each program may use where its problem does not say. Raises ConfigError for
+    settings that cannot be fulfilled and for a set that has nothing to train on.
     """
+    if config.name == "chains":
+        return _chains(config.chains, data_dir, limits)
+    return _benchmark(config, data_dir, limits)
+
+
+def _benchmark(config: ProblemsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
+    from prm_jax.problems import read_problems
+
+    found = read_problems(config.name, data_dir)
+
+    def split(name: str) -> list[Problem]:
+        return [
+            dataclasses.replace(p, limits=limits) if p.limits == Limits() else p
+            for p in found.splits.get(name, ())
+        ]
+
+    train, validation, test = split("train"), split("validation"), split("test")
+    if not train or not test:
+        raise ConfigError(
+            f"problems.name = {config.name!r} is not allowed: training needs splits train and "
+            f"test, and it has {', '.join(found.splits)}; evaluate it with prm_jax.evaluate, or "
+            "give each problem of a file of your own a split (docs/problems.md)"
+        )
+    if not validation:
+        if config.validation >= len(train):
+            raise ConfigError(
+                f"problems.validation = {config.validation} is not allowed: it must be below the "
+                f"{len(train)} training problems of {found.name}, which has no validation split"
+            )
+        train, validation = train[: -config.validation], train[-config.validation :]
+    return ProblemSets(
+        sft=[p for p in train if p.solution],
+        train=train,
+        validation=validation,
+        held_out={"test": test},
+        stop_strings=found.stop_strings,
+    )
+
+
+def _chains(settings: ChainsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
     with _quiet_tfds():
-        match config.name:
-            case "chains":
-                builder = Chains(
-                    data_dir=str(data_dir),
-                    config=builder_config(config),
-                    file_format="array_record",
-                )
+        builder = Chains(
+            data_dir=str(data_dir), config=builder_config(settings), file_format="array_record"
+        )
         builder.download_and_prepare()
     sources: Any = builder.as_data_source()
     splits: dict[str, list[Problem]] = {}
-    steps: dict[str, Chain] = {}
+    chains: dict[str, Chain] = {}
     for split in ("train", "validation", "test", "test_long"):
         source = sources[split]
         splits[split] = []
         for example in source.__getitems__(range(len(source))):
             problem = _problem(example, limits)
             splits[split].append(problem)
-            steps[problem.task_id] = _chain(example)
+            chains[problem.task_id] = _chain(example)
     return ProblemSets(
-        sft=_View(sources["sft"], _pair),
+        sft=_View(sources["sft"], lambda example: _problem(example, limits)),
         train=splits["train"],
         validation=splits["validation"],
-        test=splits["test"],
-        test_long=splits["test_long"],
-        steps=steps,
+        held_out={"test": splits["test"], "test_long": splits["test_long"]},
+        chains=chains,
     )
 
 
@@ -108,10 +143,6 @@ class _View(Sequence[T], Generic[T]):
 
     def __iter__(self):
         return iter(self[:])
-
-
-def _pair(example: Mapping[str, Any]) -> tuple[str, str]:
-    return example["prompt"].decode(), example["completion"].decode()
 
 
 def _chain(example: Mapping[str, Any]) -> Chain:

@@ -28,9 +28,11 @@ SCORED_FAILING, SCORED_PASSING = 5, 2  # programs per arm that the report shows
 
 
 def evaluate(run: Run) -> None:
-    test, test_long = list(run.problems.test), list(run.problems.test_long)
+    sets = {name: list(problems) for name, problems in run.problems.held_out.items()}
+    asked = [problem for problems in sets.values() for problem in problems]
+    main = next(iter(sets))
     arms = [arm for arm in ARMS if run.done(arm) is not None]
-    found: dict[str, list[list[Attempt]]] = {}
+    found: dict[str, dict[str, list[list[Attempt]]]] = {}
     config = run.config.evaluate
     # One for all arms: it is compiled once, and what one arm wrote is not run again for another.
     sampling = Sampling(
@@ -38,11 +40,12 @@ def evaluate(run: Run) -> None:
     )
     with (
         Journal(run.workdir / "evaluate/journal.jsonl") as journal,
-        Progress(len(arms) * (len(test) + len(test_long)), "evaluate", "problems") as progress,
+        Progress(len(arms) * len(asked), "evaluate", "problems") as progress,
     ):
         for arm in arms:
-            found[arm] = _attempts(run, sampling, arm, [*test, *test_long], journal, progress)
-            _write_samples(run, arm, [*test, *test_long], found[arm])
+            attempts = _attempts(run, sampling, arm, asked, journal, progress)
+            _write_samples(run, arm, asked, attempts)
+            found[arm] = _by_set(sets, attempts)
 
     results: dict[str, Any] = {
         "schema": 1,
@@ -53,28 +56,38 @@ def evaluate(run: Run) -> None:
         "arms": {},
     }
     for arm in arms:
-        attempts = found[arm]
         summary = run.done(arm) or {}
+        rates = {name: _pass_rates(run, sets[name], found[arm][name]) for name in sets}
         results["arms"][arm] = {
-            **_pass_rates(run, test, attempts[: len(test)]),
-            "test_long": _pass_rates(run, test_long, attempts[len(test) :]),
+            **rates.pop(main),
+            **rates,
             "samples": config.samples,
             "temperature": config.temperature,
             "programs_generated": summary.get("programs_generated", 0),
         }
         if arm != "rl" and "rl" in arms:
             results["arms"][arm]["difference_to_rl"] = _difference(
-                run, attempts[: len(test)], found["rl"][: len(test)]
+                run, found[arm][main], found["rl"][main]
             )
     if (labelled := run.done("label")) is not None:
         results["label_cost"] = labelled["cost"]
         train = [r for r in read_labels(run) if r.split == "train"]
-        results["labels"] = labelled["classes"] | _oracle_agreement(run, train)
+        results["labels"] = labelled["classes"]
+        if run.problems.chains:
+            results["labels"] |= _oracle_agreement(run, train)
     if (prm := run.done("prm")) is not None:
         results["prm"] = prm["quality"]
-        _write_scored(run, test, {arm: found[arm][: len(test)] for arm in arms})
+        _write_scored(run, sets[main], {arm: found[arm][main] for arm in arms})
     write_atomically(run.workdir / "results.json", json.dumps(results, indent=2))
     run.finish("evaluate", {"arms": arms})
+
+
+def _by_set(
+    sets: dict[str, list[Problem]], attempts: list[list[Attempt]]
+) -> dict[str, list[list[Attempt]]]:
+    """Attempts at the problems of all sets, in order, cut up into those of each set."""
+    rest = iter(attempts)
+    return {name: [next(rest) for _ in problems] for name, problems in sets.items()}
 
 
 def _attempts(
@@ -163,8 +176,8 @@ def _oracle_agreement(run: Run, train: list[LabelledResponse]) -> dict[str, floa
     for response in train:
         if response.passed:
             continue
-        problem_steps = run.problems.steps[response.task_id]
-        error_line = first_error(problem_steps, run.tokenizer.decode(response.ids))
+        chain = run.problems.chains[response.task_id]
+        error_line = first_error(chain, run.tokenizer.decode(response.ids))
         if error_line is None:
             continue
         labels = np.array(response.steps.labels)
@@ -223,10 +236,16 @@ def _write_scored(
                     }
                     for text, kind, token in zip(line.text, line.kind, line.end_token, strict=True)
                 ],
-                "first_error": first_error(run.problems.steps[problem.task_id], completion),
+                "first_error": _first_error(run, problem, completion),
             }
         )
     write_json_lines(run.workdir / "evaluate/scored.jsonl", rows)
+
+
+def _first_error(run: Run, problem: Problem, completion: str) -> int | None:
+    """The oracle's first wrong line, for the problems that have an oracle."""
+    chain = run.problems.chains.get(problem.task_id)
+    return None if chain is None else first_error(chain, completion)
 
 
 def _spread(horizons: Sequence[int], wanted: int) -> list[int]:

@@ -54,8 +54,8 @@ def _encode(run: Run) -> tuple[list[list[int]], np.ndarray]:
     tokenizer, config = run.tokenizer, run.config
     rows, prompt_lengths = [], []
     pairs = list(run.problems.sft)
-    prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
-    solutions = tokenizer.encode_batch([solution for _, solution in pairs])
+    prompts = tokenizer.encode_batch([problem.prompt for problem in pairs])
+    solutions = tokenizer.encode_batch([problem.solution for problem in pairs])
     for prompt_ids, solution_ids in zip(prompts, solutions, strict=True):
         solution_ids = [*solution_ids, tokenizer.eos_id]
         if (

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from prm_jax.config import ProblemsConfig
+from prm_jax.config import ChainsConfig
 from prm_jax.problems.chains import generator, operations
 
 
 @dataclasses.dataclass(kw_only=True)
-class ChainsConfig(tfds.core.BuilderConfig):
+class ChainsBuilderConfig(tfds.core.BuilderConfig):
     """One setting of the generator."""
 
-    settings: ProblemsConfig = ProblemsConfig()
+    settings: ChainsConfig = ChainsConfig()
 
 
-def builder_config(settings: ProblemsConfig) -> ChainsConfig:
+def builder_config(settings: ChainsConfig) -> ChainsBuilderConfig:
     """The configuration of the builder for these settings.
 
     Its name holds a digest of the settings and of the generator's source: neither other settings
@@ -35,7 +35,7 @@ def builder_config(settings: ProblemsConfig) -> ChainsConfig:
     source = inspect.getsource(generator) + inspect.getsource(operations)
     content = json.dumps(dataclasses.asdict(settings), sort_keys=True) + source
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return ChainsConfig(
+    return ChainsBuilderConfig(
         name=f"seed{settings.seed}-{digest}",
         description="Chains of list operations, one line each.",
         settings=settings,
@@ -73,7 +73,7 @@ class Chains(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-        assert isinstance(self.builder_config, ChainsConfig)
+        assert isinstance(self.builder_config, ChainsBuilderConfig)
         settings = self.builder_config.settings
         problems = generator.make_problems(settings)
         pairs = generator.make_sft_pairs(settings, [p for ps in problems.values() for p in ps])

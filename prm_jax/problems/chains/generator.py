@@ -9,7 +9,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prm_jax.config import ConfigError, ProblemsConfig
+from prm_jax.config import ChainsConfig, ConfigError
 from prm_jax.problems.chains.operations import (
     OPERATIONS,
     WORDINGS,
@@ -167,7 +167,7 @@ def _sample_chain(rng: random.Random, horizon: int, pool: str) -> Chain:
     return Chain(tuple(steps), pool[start : start + horizon])
 
 
-def _name_pool(config: ProblemsConfig) -> str:
+def _name_pool(config: ChainsConfig) -> str:
     longest = max(
         config.sft_horizons[1],
         config.train_horizons[1],
@@ -176,13 +176,13 @@ def _name_pool(config: ProblemsConfig) -> str:
     )
     if longest > len(NAMES):
         raise ConfigError(
-            f"problems.long_horizons = {config.long_horizons} is not allowed: the generator has "
-            f"names for {len(NAMES)} lines, so no horizon may be above {len(NAMES)}"
+            f"problems.chains.long_horizons = {config.long_horizons} is not allowed: the "
+            f"generator has names for {len(NAMES)} lines, so no horizon may be above {len(NAMES)}"
         )
     return NAMES[:longest]
 
 
-def make_problems(config: ProblemsConfig) -> dict[str, list[ChainProblem]]:
+def make_problems(config: ChainsConfig) -> dict[str, list[ChainProblem]]:
     """Problems of every split, balanced over horizons; no two share a program or a test.
 
     Raises ConfigError where the horizons do not admit that many different problems.
@@ -205,9 +205,9 @@ def make_problems(config: ProblemsConfig) -> dict[str, list[ChainProblem]]:
         while len(splits[split]) < size:
             if refused == _MOST_REFUSALS:
                 raise ConfigError(
-                    f"problems.seed = {config.seed}: {split} has {len(splits[split])} of {size} "
-                    f"problems and no other was found with {low} to {high} lines; ask for fewer "
-                    "problems or for horizons with more different programs"
+                    f"problems.chains.seed = {config.seed}: {split} has {len(splits[split])} of "
+                    f"{size} problems and no other was found with {low} to {high} lines; ask for "
+                    "fewer problems or for horizons with more different programs"
                 )
             refused += 1
             horizon = low + len(splits[split]) % (high - low + 1)
@@ -232,7 +232,7 @@ def make_problems(config: ProblemsConfig) -> dict[str, list[ChainProblem]]:
     return splits
 
 
-def make_sft_pairs(config: ProblemsConfig, problems: Iterable[ChainProblem]) -> Iterator[SFTPair]:
+def make_sft_pairs(config: ChainsConfig, problems: Iterable[ChainProblem]) -> Iterator[SFTPair]:
     """SFT pairs, mostly short, some with mistakes; no problem's program is asked for or given."""
     pool = _name_pool(config)
     programs = {problem.chain.program() for problem in problems}
@@ -250,8 +250,8 @@ def make_sft_pairs(config: ProblemsConfig, problems: Iterable[ChainProblem]) -> 
             refused += 1
             if refused == _MOST_REFUSALS:
                 raise ConfigError(
-                    f"problems.sft_horizons = {config.sft_horizons}: the problems leave too few "
-                    "programs for SFT; ask for fewer problems or longer SFT horizons"
+                    f"problems.chains.sft_horizons = {config.sft_horizons}: the problems leave too "
+                    "few programs for SFT; ask for fewer problems or longer SFT horizons"
                 )
         refused = 0
         yield SFTPair(chain, _with_comments(rng, chain, chain.body(templates)))

@@ -1,0 +1,117 @@
+"""Every setting of a run, as frozen dataclasses that refuse bad values when they are made.
+
+A config file (`configs/*.py`) defines `get_config() -> Config`; the command line overrides single
+fields (`--ppo.clip-low=0.1`). The resolved config is written to the workdir before anything else,
+and it stops at `steps/` and `stages/`: the math takes plain scalars.
+"""
+
+import dataclasses
+import json
+
+from prm_jax.config.model import MeshConfig, ModelConfig, RopeConfig
+from prm_jax.config.problems import (
+    ChainsConfig,
+    ProblemsConfig,
+    PromptsConfig,
+    SandboxConfig,
+    TokenizerConfig,
+)
+from prm_jax.config.section import ConfigError, Section
+from prm_jax.config.training import (
+    DenseConfig,
+    EvaluateConfig,
+    LabelConfig,
+    PPOConfig,
+    PRMConfig,
+    SFTConfig,
+)
+
+__all__ = [
+    "ChainsConfig",
+    "Config",
+    "ConfigError",
+    "DenseConfig",
+    "EvaluateConfig",
+    "LabelConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "PPOConfig",
+    "PRMConfig",
+    "ProblemsConfig",
+    "PromptsConfig",
+    "RopeConfig",
+    "SFTConfig",
+    "SandboxConfig",
+    "TokenizerConfig",
+    "paper_recipe",
+    "to_json",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Section):
+    """All settings of one run."""
+
+    seed: int = 0
+    """Root of all randomness of the run (the problems have their own seed)."""
+    value_init: bool = True
+    """ValueInit: the critic of `rl_prm` starts as the PRM, its head scaled to the returns."""
+    max_prompt_tokens: int = 48
+    """P: a prompt that is longer is refused."""
+    max_completion_tokens: int = 68
+    """C: a response is cut off after this many tokens."""
+    problems: ProblemsConfig = ProblemsConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    sft: SFTConfig = SFTConfig()
+    ppo: PPOConfig = PPOConfig()
+    dense: DenseConfig = DenseConfig()
+    label: LabelConfig = LabelConfig()
+    prm: PRMConfig = PRMConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self):
+        self._positive("max_prompt_tokens", "max_completion_tokens")
+        self._not_negative("seed")
+        bound = self.ppo.gamma ** (self.max_completion_tokens - 1)
+        weights = self.dense.lam_fail + self.dense.lam_pass
+        if self.dense.enabled and weights >= bound and not self.dense.allow_rank_inversion:
+            raise ConfigError(
+                f"ppo.gamma = {self.ppo.gamma} is not allowed with dense.lam_fail + dense.lam_pass "
+                f"= {weights:.3g}: a passing program's outcome may be discounted to {bound:.3g}, "
+                "less than a failing one could earn; raise ppo.gamma, lower the weights, or accept "
+                "it with dense.allow_rank_inversion"
+            )
+        if self.label.checkpoints > self.ppo.steps:
+            raise ConfigError(
+                f"label.checkpoints = {self.label.checkpoints} is not allowed: the baseline has "
+                f"only ppo.steps = {self.ppo.steps}"
+            )
+
+
+def paper_recipe(config: Config) -> Config:
+    """`config` with the paper's choices wherever the paper states one (arXiv 2410.17621).
+
+    K = 20 completions per prefix by the checkpoint that wrote the response, four checkpoints,
+    Revised-only data, the loss on all lines, lambda 0.25 for failing and 0.025 for passing
+    responses, DenseReward and ValueInit both on, pass@1 at temperature 0.2 over 10 samples.
+    """
+    replace = dataclasses.replace
+    return replace(
+        config,
+        value_init=True,
+        dense=DenseConfig(enabled=True, lam_fail=0.25, lam_pass=0.025),
+        label=replace(
+            config.label, checkpoints=4, samples_per_prefix=20, wave=5, completer="policy"
+        ),
+        prm=replace(config.prm, selection="revised_only", loss_on="all"),
+        evaluate=replace(config.evaluate, samples=10, temperature=0.2),
+    )
+
+
+def to_json(config: Config) -> str:
+    """The settings as JSON text, as the workdir keeps them."""
+    return json.dumps(dataclasses.asdict(config), indent=2)

@@ -1,7 +1,11 @@
-"""Config files: Python files that define `get_config() -> Config`, and how two configs differ."""
+"""Config files: Python files that define `get_config() -> Config`, the JSON that a run keeps of
+its settings, and how two configs differ.
+"""
 
+import dataclasses
 import difflib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,40 @@ def load_config(path: Path) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a Config")
     return config
+
+
+def read_config(path: Path) -> Config:
+    """The settings that a run keeps as `config.json`; `to_json` wrote them.
+
+    Raises ConfigError if the file is not that: it names the first field that does not fit.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} is not there: {path.parent} is not the workdir of a run"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    return _rebuilt(Config(), settings, str(path))
+
+
+def _rebuilt(default: Any, settings: Any, where: str) -> Any:
+    """The dataclass of `default`'s kind that has these settings."""
+    names = {field.name for field in dataclasses.fields(default)}
+    if not isinstance(settings, dict) or settings.keys() != names:
+        got = sorted(settings) if isinstance(settings, dict) else settings
+        raise ConfigError(
+            f"{where} holds {got}, and this version of prm_jax has {sorted(names)} there: "
+            "use the version that made the run"
+        )
+    values = {}
+    for name, value in settings.items():
+        before = getattr(default, name)
+        if dataclasses.is_dataclass(before):
+            value = _rebuilt(before, value, f"{where}: {name}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(default, **values)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -17,7 +17,7 @@ from prm_jax.config import (
     PPOConfig,
     to_json,
 )
-from prm_jax.config_file import differences, load_config
+from prm_jax.config_file import differences, load_config, read_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -77,3 +77,31 @@ def test_differences_name_nested_fields():
     old = dataclasses.asdict(Config())
     new = dataclasses.asdict(Config(seed=3, ppo=PPOConfig(clip_low=0.1)))
     assert differences(old, new) == ["ppo.clip_low: 0.2 -> 0.1", "seed: 0 -> 3"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_runs_settings_are_read_as_they_were_written(path, tmp_path):
+    config = dataclasses.replace(load_config(path), seed=7)
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert read_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda s: s["ppo"].pop("steps"), "config.json: ppo"),
+        (lambda s: s.update(sed=1), "sed"),
+        (lambda s: s["ppo"].update(steps=-1), "ppo.steps = -1"),
+    ],
+)
+def test_settings_of_another_version_are_refused(spoil, said, tmp_path):
+    settings = json.loads(to_json(Config()))
+    spoil(settings)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=said):
+        read_config(tmp_path / "config.json")
+
+
+def test_a_folder_without_settings_is_no_run(tmp_path):
+    with pytest.raises(ConfigError, match="not the workdir of a run"):
+        read_config(tmp_path / "config.json")

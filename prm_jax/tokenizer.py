@@ -152,37 +152,25 @@ class Tokenizer:
             pieces.append(table[i])
         return pieces
 
-    def prefix_ids(self, ids: Sequence[int], line: int) -> list[int]:
-        """Token ids of the first `line` lines of a text; lines end after each newline byte.
+    def prefix_ids(self, ids: Sequence[int], n_bytes: int) -> list[int]:
+        """Token ids of the first `n_bytes` bytes of a text, as `Lines.end_byte` counts them.
 
-        A token that holds the end of the line and more is replaced by tokens for exactly its
-        bytes up to the newline. A last line may lack its newline; special tokens after the text
-        are left out. Raises ValueError if there are fewer lines.
+        A token that holds the last of them and more is replaced by tokens for exactly the bytes
+        that are kept; special tokens after the last byte are left out. Raises ValueError if the
+        text is not that long.
         """
-        if line < 0:
-            raise ValueError(f"line = {line} must be at least 0")
-        if line == 0:
-            return []
-        pieces = self.pieces(ids)
-        lines_left = line
-        end = 0  # one past the last token that holds text
-        for t, piece in enumerate(pieces):
-            lines_here = piece.count(b"\n")
-            if lines_here >= lines_left:
-                cut = -1
-                for _ in range(lines_left):
-                    cut = piece.index(b"\n", cut + 1)
-                head = piece[: cut + 1]
-                last = [ids[t]] if head == piece else self._encode_bytes(head)
-                return [*ids[:t], *last]
-            lines_left -= lines_here
-            if piece:
-                end = t + 1
-        text_ends_in_newline = end == 0 or pieces[end - 1].endswith(b"\n")
-        if lines_left > 1 or text_ends_in_newline:
-            total = line - lines_left + (0 if text_ends_in_newline else 1)
-            raise ValueError(f"line = {line}, but the text has only {total} lines")
-        return list(ids[:end])
+        if n_bytes < 0:
+            raise ValueError(f"n_bytes = {n_bytes} must be at least 0")
+        left = n_bytes
+        for t, piece in enumerate(self.pieces(ids)):
+            if left == 0:
+                return list(ids[:t])
+            if len(piece) > left:
+                return [*ids[:t], *self._encode_bytes(piece[:left])]
+            left -= len(piece)
+        if left:
+            raise ValueError(f"n_bytes = {n_bytes}, but the text has only {n_bytes - left} bytes")
+        return list(ids)
 
     # ---------------------------------------------------------------------------------- the rest
 

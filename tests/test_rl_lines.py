@@ -111,6 +111,62 @@ def test_end_tokens_match_the_owner_of_every_last_byte(pieces, eos):
     assert len(lines.kind) == lines.n_lines == len(expected)
 
 
+# ----------------------------------------------------------------------------------------- spans
+
+
+def test_a_fenced_block_in_prose():
+    pieces = [b"Sure:\n", b"```python", b"\n", b"x = 1", b"\n# c\n", b"```", b"\nDone.", b""]
+    lines = split_lines(pieces, (16, 26))
+    assert lines.text == (b"x = 1\n", b"# c\n")
+    assert lines.end_token.tolist() == [4, 4]
+    assert lines.end_byte.tolist() == [22, 26]
+    assert lines.kind.tolist() == [CODE, COMMENT]
+
+
+def test_a_last_line_without_a_newline_ends_in_the_spans_last_byte_or_with_the_response():
+    pieces = [b"x", b" = 1", b"", b"STOP", b""]
+    assert split_lines(pieces, (0, 5)).end_token.tolist() == [1]
+    assert split_lines(pieces, (0, 9)).end_token.tolist() == [4]
+    assert split_lines(pieces, (1, 9)).end_token.tolist() == [4]
+    assert split_lines([b"x = 1\n```"], (0, 6)).end_token.tolist() == [0]
+
+
+def test_an_open_quote_before_the_span_says_nothing_about_it():
+    assert split_lines([b"don't '''\n# c\n'''"], (10, 14)).kind.tolist() == [COMMENT]
+
+
+@pytest.mark.parametrize("at", [0, 3, 5])
+def test_an_empty_span_has_no_lines(at):
+    lines = split_lines([b"ab\n", b"cd"], (at, at))
+    assert lines.n_lines == len(lines.end_byte) == 0
+
+
+@pytest.mark.parametrize("span", [(-1, 1), (2, 1), (0, 4)])
+def test_a_span_outside_the_text_is_refused(span):
+    with pytest.raises(ValueError, match="must lie in the response's 3 bytes"):
+        split_lines([b"ab", b"c"], span)
+
+
+@fixed
+@given(broken_pieces, st.data())
+def test_the_lines_of_a_span_are_those_of_its_text_alone(pieces, data):
+    owner = [token for token, piece in enumerate(pieces) for _ in piece]
+    whole = b"".join(pieces)
+    stop = data.draw(st.integers(0, len(whole)))
+    start = data.draw(st.integers(0, stop))
+    lines, alone = split_lines(pieces, (start, stop)), split_lines([whole[start:stop]])
+    assert lines.text == alone.text and lines.kind.tolist() == alone.kind.tolist()
+    assert (lines.end_byte - start).tolist() == alone.end_byte.tolist()
+    assert alone.end_byte.tolist() == np.cumsum([len(line) for line in alone.text]).tolist()
+    for text, end_byte, end_token in zip(lines.text, lines.end_byte, lines.end_token, strict=True):
+        if text.endswith(b"\n") or stop < len(whole):
+            assert end_token == owner[end_byte - 1]
+        else:
+            assert end_token == len(pieces) - 1
+    if (start, stop) == (0, len(whole)):
+        assert lines.end_token.tolist() == split_lines(pieces).end_token.tolist()
+
+
 # ----------------------------------------------------------------------------------------- kinds
 
 

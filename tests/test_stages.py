@@ -213,6 +213,7 @@ def response(n_steps: int, truth: int, ends_with_newline: bool) -> Response:
         passed=False,
         end_token=np.arange(n_steps),
         end_line=np.arange(1, n_steps + 1),
+        end_byte=np.arange(1, n_steps + 1),  # a byte a line
         kinds=(LineKind.CODE,) * n_steps,
         passes=np.zeros(n_steps, np.int64),
         samples=np.zeros(n_steps, np.int64),
@@ -241,7 +242,7 @@ class ScriptedSampling:
 def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_newline):
     monkeypatch.setattr(label_stage, "Sampling", ScriptedSampling)
     config = Config(label=LabelConfig(samples_per_prefix=6, wave=2))
-    tokenizer = SimpleNamespace(prefix_ids=lambda ids, line: list(ids[:line]))
+    tokenizer = SimpleNamespace(prefix_ids=lambda ids, n_bytes: list(ids[:n_bytes]))
     run = SimpleNamespace(config=config, tokenizer=tokenizer, key=lambda *numbers: None)
     shapes = [(n, truth) for n in range(1, 9) for truth in range(0, n + int(ends_with_newline))]
     group = [response(n, truth, ends_with_newline) for n, truth in shapes]

@@ -209,20 +209,28 @@ def split_lines(text: bytes) -> list[bytes]:
     return lines + ([text[start:]] if start < len(text) else [])
 
 
+def cut(tokenizer: Tokenizer, ids: list[int], lines: int) -> list[int]:
+    """The tokens of the first lines."""
+    text = b"".join(tokenizer.pieces(ids))
+    return tokenizer.prefix_ids(ids, len(b"".join(split_lines(text)[:lines])))
+
+
 def check_prefixes(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
-    lines = split_lines(text.encode())
-    for line in range(len(lines) + 1):
-        prefix = tokenizer.prefix_ids(ids, line)
-        assert b"".join(tokenizer.pieces(prefix)) == b"".join(lines[:line])
-        # Only the last line is encoded anew: the policy wrote the tokens before it.
-        assert prefix[:-8] == ids[: len(prefix[:-8])]
-    with pytest.raises(ValueError, match=f"only {len(lines)} lines"):
-        tokenizer.prefix_ids(ids, len(lines) + 1)
+    piece_stop = np.cumsum([len(piece) for piece in tokenizer.pieces(ids)], dtype=int)
+    n_bytes = len(text.encode())
+    for n in range(n_bytes + 1):
+        prefix = tokenizer.prefix_ids(ids, n)
+        assert b"".join(tokenizer.pieces(prefix)) == text.encode()[:n]
+        # Only what is cut is encoded anew: the policy wrote the tokens before it.
+        whole = int((piece_stop <= n).sum())
+        assert prefix[:whole] == ids[:whole]
+    with pytest.raises(ValueError, match=f"has only {n_bytes} bytes"):
+        tokenizer.prefix_ids(ids, n_bytes + 1)
 
 
 @pytest.mark.parametrize("text", [t for t in NASTY if "\u2581" not in t])
-def test_prefixes_are_whole_lines(trained, straddling, metaspace, text):
+def test_prefixes_have_exactly_their_bytes(trained, straddling, metaspace, text):
     for tokenizer in (trained, straddling, metaspace):
         check_prefixes(tokenizer, text)
 
@@ -237,18 +245,18 @@ def test_prefixes_of_texts_made_of_straddling_tokens(straddling, parts):
 def test_a_straddling_token_is_cut_after_its_newline(straddling):
     ids = straddling.encode("f()\n\n\n  x")
     assert straddling.pieces(ids) == [b"f", b"(", b")\n\n", b"\n  x"]
-    assert straddling.pieces(straddling.prefix_ids(ids, 1)) == [b"f", b"(", b")", b"\n"]
-    assert straddling.prefix_ids(ids, 2) == ids[:3]
-    assert straddling.pieces(straddling.prefix_ids(ids, 3)) == [b"f", b"(", b")\n\n", b"\n"]
-    assert straddling.prefix_ids(ids, 4) == ids
+    assert straddling.pieces(cut(straddling, ids, 1)) == [b"f", b"(", b")", b"\n"]
+    assert cut(straddling, ids, 2) == ids[:3]
+    assert straddling.pieces(cut(straddling, ids, 3)) == [b"f", b"(", b")\n\n", b"\n"]
+    assert cut(straddling, ids, 4) == ids
 
 
 def test_a_cut_through_half_a_character_keeps_its_bytes(straddling):
     # "\u0441\n" ends in the token <81 0A>; "\n\U0001f600" begins with the token <0A F0>.
     ids = straddling.encode("\u0441\n\n\U0001f600")
     assert b"\x81\n" in straddling.pieces(ids) and b"\n\xf0" in straddling.pieces(ids)
-    assert straddling.pieces(straddling.prefix_ids(ids, 2))[-1] == b"\n"
-    assert straddling.decode(straddling.prefix_ids(ids, 2)) == "\u0441\n\n"
+    assert straddling.pieces(cut(straddling, ids, 2))[-1] == b"\n"
+    assert straddling.decode(cut(straddling, ids, 2)) == "\u0441\n\n"
 
 
 def test_bytes_that_are_no_text_are_put_together_from_tokens(folder):
@@ -256,18 +264,19 @@ def test_bytes_that_are_no_text_are_put_together_from_tokens(folder):
     tokenizer = byte_level(folder, merges, "half")
     ids = tokenizer.encode("\u0441\nx")
     assert tokenizer.pieces(ids) == [b"\xd1", b"\x81\nx"]
-    assert tokenizer.pieces(tokenizer.prefix_ids(ids, 1)) == [b"\xd1", b"\x81\n"]
+    assert tokenizer.pieces(cut(tokenizer, ids, 1)) == [b"\xd1", b"\x81\n"]
 
 
 def test_an_end_token_is_no_part_of_a_prefix(trained):
     ids = [*trained.encode("a\nb"), trained.eos_id]
-    assert trained.prefix_ids(ids, 2) == ids[:-1]
+    assert trained.prefix_ids(ids, 3) == ids[:-1]
     assert trained.prefix_ids(ids, 0) == []
-    ids = [*trained.encode("a\n"), trained.eos_id]
-    assert trained.prefix_ids(ids, 1) == ids[:-1]
-    with pytest.raises(ValueError, match="only 1 lines"):
-        trained.prefix_ids(ids, 2)
-    with pytest.raises(ValueError, match="line = -1"):
+    between = [trained.eos_id, *ids, *ids]
+    assert trained.prefix_ids(between, 3) == [trained.eos_id, *ids[:-1]]
+    assert trained.prefix_ids(between, 4) == [trained.eos_id, *ids, ids[0]]
+    with pytest.raises(ValueError, match="n_bytes = 4, but the text has only 3 bytes"):
+        trained.prefix_ids(ids, 4)
+    with pytest.raises(ValueError, match="n_bytes = -1"):
         trained.prefix_ids(ids, -1)
 
 

@@ -47,39 +47,54 @@ class Lines:
 
     end_token: Int[np.ndarray, "L"]  # the token that holds the line's last byte, see split_lines
     kind: Int[np.ndarray, "L"]  # LineKind
-    text: tuple[bytes, ...]  # the line with its newline; the texts joined are the response
+    text: tuple[bytes, ...]  # the line with its newline; the texts joined are the response's code
+    end_byte: Int[np.ndarray, "L"]  # just past the line, in the response's bytes
 
     @property
     def n_lines(self) -> int:
         return len(self.text)
 
 
-def split_lines(pieces: Sequence[bytes]) -> Lines:
+def split_lines(pieces: Sequence[bytes], span: tuple[int, int] | None = None) -> Lines:
     r"""The lines of a response, given the exact bytes of each of its tokens.
 
-    Special tokens are b""; an EOS, if there is one, is the last piece. A line ends with b"\n", and
-    nothing else ends one: "\r\n" ends one line, "\r" and "\f" alone end none. A line ends in the
-    token that holds its newline; text after the last newline is a line too, and it ends in the last
-    token, which is the EOS unless the response was cut off. No text has no lines: an EOS as the
-    first token, or no token at all, gives L = 0, and so does nothing after the last newline.
+    Special tokens are b""; an EOS, if there is one, is the last piece. `span` is the part of the
+    joined pieces that is code, `start` to `stop` in bytes (a fenced block in prose, or what stands
+    before a stop string); None is all of it. Nothing outside the span has a say in its lines.
+
+    A line ends with b"\n", and nothing else ends one: "\r\n" ends one line, "\r" and "\f" alone end
+    none. A line ends in the token that holds its newline. Text after the last newline is a line
+    too: it ends in the response's last token, which is the EOS unless the response was cut off, or,
+    if the response goes on beyond the span, in the token that holds the span's last byte. No text
+    has no lines: an EOS as the first token, or no token at all, gives L = 0, and so does nothing
+    after the last newline.
 
     Kinds: BLANK has only blanks, wherever it stands. COMMENT has a comment and no code. CODE is
     the rest: lines inside a multi-line string (a "#" there is text), lines after a backslash, and a
     comment that a lone "\r" ends, since Python reads what follows it as code.
+
+    Raises ValueError if the span does not lie in the text.
     """
-    text = b"".join(pieces)
+    whole = b"".join(pieces)
+    start, stop = (0, len(whole)) if span is None else span
+    if not 0 <= start <= stop <= len(whole):
+        raise ValueError(
+            f"span = {(start, stop)} is not allowed: it must lie in the response's "
+            f"{len(whole)} bytes, start before stop"
+        )
+    text = whole[start:stop]
     stops = [match.end() for match in re.finditer(rb"\n", text)]
     if len(text) > (stops[-1] if stops else 0):
         stops.append(len(text))
-    stop = np.array(stops, dtype=np.int64)
+    end_byte = start + np.array(stops, dtype=np.int64)
     # The first token whose bytes reach beyond the line's last byte; empty pieces never do.
     piece_stop = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-    end_token = np.searchsorted(piece_stop, stop - 1, side="right")
-    if stops and not text.endswith(b"\n"):
+    end_token = np.searchsorted(piece_stop, end_byte - 1, side="right")
+    if stops and stop == len(whole) and not text.endswith(b"\n"):
         end_token[-1] = len(pieces) - 1
     starts = [0, *stops[:-1]]
     lines = tuple(text[a:b] for a, b in zip(starts, stops, strict=False))
-    return Lines(end_token=end_token, kind=_kinds(text, stops, lines), text=lines)
+    return Lines(end_token, _kinds(text, stops, lines), lines, end_byte)
 
 
 def _kinds(text: bytes, stops: list[int], lines: tuple[bytes, ...]) -> np.ndarray:

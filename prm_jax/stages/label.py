@@ -36,6 +36,7 @@ class Response:
     passed: bool
     end_token: np.ndarray  # [M], of each step
     end_line: np.ndarray  # [M], how many physical lines each step's prefix has
+    end_byte: np.ndarray  # [M], how many bytes
     kinds: tuple[LineKind, ...]
     passes: np.ndarray  # [M]
     samples: np.ndarray  # [M]
@@ -132,6 +133,7 @@ def _slice(problems: Sequence[Problem], number: int, n: int) -> list[Problem]:
 def _response(run: Run, problem: Problem, split: Split, step: int, attempt: Attempt) -> Response:
     lines = split_lines(run.tokenizer.pieces(attempt.ids))
     end_token, kinds = step_ends(lines)
+    end_line = np.searchsorted(lines.end_token, end_token, side="right")
     return Response(
         problem=problem,
         split=split,
@@ -139,7 +141,8 @@ def _response(run: Run, problem: Problem, split: Split, step: int, attempt: Atte
         ids=attempt.ids,
         passed=attempt.passed,
         end_token=end_token,
-        end_line=np.searchsorted(lines.end_token, end_token, side="right"),
+        end_line=end_line,
+        end_byte=lines.end_byte[end_line - 1],
         kinds=tuple(LineKind(kind) for kind in kinds),
         passes=np.zeros(len(kinds), np.int64),
         samples=np.zeros(len(kinds), np.int64),
@@ -218,7 +221,7 @@ def _prefix(run: Run, response: Response, step: int) -> tuple[int, ...]:
     A tokenizer that joins a newline with the next line's indentation is cut at the newline: the
     text is exact, but the completer then starts from a split that it saw less often in training.
     """
-    return tuple(run.tokenizer.prefix_ids(response.ids, int(response.end_line[step - 1])))
+    return tuple(run.tokenizer.prefix_ids(response.ids, int(response.end_byte[step - 1])))
 
 
 def _cost(train: list[Response], costs: list[_Spent], response_seconds: float) -> dict[str, float]:

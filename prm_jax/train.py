@@ -64,6 +64,7 @@ NEEDS = {
 READ_FIRST_BY = {
     "ppo": "rl",
     "label": "rl",  # how many checkpoints to keep
+    "device_batch": "label",
     "prm": "prm",
     "dense": "rl_prm",
     "value_init": "rl_prm",

@@ -243,7 +243,6 @@ def test_the_score_of_a_step_is_read_at_its_token_and_clipped(monkeypatch, n):
         return score
 
     monkeypatch.setattr(prm_stage, "make_prefix_scores", make_prefix_scores)
-    monkeypatch.setattr(prm_stage, "SCORING_ROWS", 4)
     problems = [problem(f"p{i}", "?" * (1 + 3 * i)) for i in range(n)]
     ids = [TOKENIZER.response("0\n" * (i % 3) + "A~\nz"[i % 2 :]) for i in range(n)]
     ends = [
@@ -251,7 +250,10 @@ def test_the_score_of_a_step_is_read_at_its_token_and_clipped(monkeypatch, n):
     ]
     ends[0] = ends[0][:0]  # a response without steps
     found = prm_stage.step_scores(
-        run_with(Config(), scalar=None), "prm", problems, list(zip(ids, ends, strict=True))
+        run_with(Config(device_batch=4), scalar=None),
+        "prm",
+        problems,
+        list(zip(ids, ends, strict=True)),
     )
     assert len(found) == n and seen == [("prm", 4)] * -(-n // 4)
     raw = [(np.array(row)[end] - 50) / 40 for row, end in zip(ids, ends, strict=True)]

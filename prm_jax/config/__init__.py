@@ -60,6 +60,9 @@ class Config(Section):
     """P: a prompt that is longer is refused."""
     max_completion_tokens: int = 68
     """C: a response is cut off after this many tokens."""
+    device_batch: int = 256
+    """Responses that are sampled at once, or scored by the PRM, outside of PPO's rollouts: fewer
+    need less memory."""
     problems: ProblemsConfig = ProblemsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     prompts: PromptsConfig = PromptsConfig()
@@ -74,7 +77,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self):
-        self._positive("max_prompt_tokens", "max_completion_tokens")
+        self._positive("max_prompt_tokens", "max_completion_tokens", "device_batch")
         self._not_negative("seed")
         bound = self.ppo.gamma ** (self.max_completion_tokens - 1)
         weights = self.dense.lam_fail + self.dense.lam_pass

@@ -23,7 +23,6 @@ from prm_jax.stages.run import Run
 from prm_jax.steps.sample import make_sampler
 from prm_jax.types import Problem, Samples, Verdict
 
-ROWS = 256  # responses per device batch
 _BLANKS = " \t\n"
 
 
@@ -87,7 +86,7 @@ class Sampling:
             eos_id=run.tokenizer.eos_id,
         )
         self.seconds = 0.0  # spent on the units so far, also by a run that was killed since
-        self._starts_per_unit = max(1, ROWS // samples)  # the same on any mesh
+        self._starts_per_unit = max(1, run.config.device_batch // samples)  # on any mesh
 
     def run(
         self,

@@ -24,7 +24,6 @@ from prm_jax.types import LabelBatch, Problem
 
 THRESHOLD = 0.0  # a step whose score is below it counts as an error: halfway between the labels
 CALIBRATION_BINS = 10
-SCORING_ROWS = 128
 
 
 def prm(run: Run) -> None:
@@ -96,7 +95,7 @@ def step_scores(
     `responses` are (ids, end_token) pairs, one per problem.
     """
     shards = batch_shards(run.mesh)
-    n_rows = -(-SCORING_ROWS // shards) * shards
+    n_rows = -(-run.config.device_batch // shards) * shards
     score = make_prefix_scores(run.scalar, run.mesh)
     found: list[np.ndarray] = []
     for begin in range(0, len(problems), n_rows):

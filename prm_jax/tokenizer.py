@@ -7,15 +7,15 @@ before a text (Llama 2) is told not to, so that pieces of a prefix and of what f
 """
 
 import functools
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from prm_jax.tokenizer_files import TokenizerError, TokenizerFiles, read_files
 
 EOS, PAD = "<eos>", "<pad>"  # of the tokenizers that are trained here
 
@@ -25,7 +25,8 @@ _EOS_NAMES = (
     "[EOS]",
 )  # fmt: skip
 _PAD_NAMES = (
-    PAD, "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|end_of_text|>",
+    PAD, "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>",
+    "<|endoftext|>", "<|end_of_text|>",
 )  # fmt: skip
 
 # Pieces that no token crosses: a newline; a digit; the head of a statement (`    b =`, `return`),
@@ -39,55 +40,52 @@ _PIECES = (
 )
 
 
-class TokenizerError(ValueError):
-    """A tokenizer.json that cannot be used; says which and why."""
-
-
 class Tokenizer:
-    """A Hugging Face tokenizer with an end token and exact bytes for every token."""
+    """A Hugging Face tokenizer with end tokens and exact bytes for every token.
 
-    def __init__(
-        self, inner: tokenizers.Tokenizer, kind: str, names: Mapping[str, Any], source: str
-    ):
-        """Use `load` or `train`; `kind` says how tokens spell bytes."""
-        self._inner = inner
-        self._source = source
-        inner.no_truncation()
-        inner.no_padding()
+    `eos_ids` are all tokens that end a response, and `eos_id`, the first of them, is the one that
+    is written; `bos_id` is None where there is none, and `adds_bos` says whether a text by itself
+    begins with it. `chat_template` (None: the model has no chats) is written with `names`, the
+    texts of bos_token, eos_token, pad_token and unk_token. None of these tokens has bytes.
+    """
+
+    def __init__(self, files: TokenizerFiles, eos: str = ""):
+        """Use `load` or `train`."""
+        self._inner = inner = files.inner
+        self._source = files.source
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
-        self._table = self._make_table(kind)
-        self.eos_id: int = self._find_eos(names)
-        self.pad_id: int = self._find_pad(names)
+        self._added = inner.get_added_tokens_decoder()
+        self._table = self._make_table(files.kind)
+        names = dict(files.names)
+        self.eos_ids: tuple[int, ...] = self._find_eos(eos or names.get("eos_token"), files.end_ids)
+        self.eos_id: int = self.eos_ids[0]
+        self.names: Mapping[str, str] = {"eos_token": inner.id_to_token(self.eos_id) or ""} | names
+        self.bos_id: int | None = inner.token_to_id(names.get("bos_token", ""))
+        self.adds_bos: bool = self.bos_id is not None and (
+            self.bos_id in inner.encode("").ids[:1] if files.add_bos is None else files.add_bos
+        )
+        self.pad_id: int = self._find_pad(names.get("pad_token"))
+        self.chat_template: str | None = files.chat_template
+        for i in (*self.eos_ids, self.bos_id, self.pad_id):
+            if i is not None:
+                self._table[i] = b""
+        unused = files.embedding_rows - self.vocab_size
+        self._table += [b""] * unused
+        self.vocab_size += max(unused, 0)
 
     # ---------------------------------------------------------------------------- load and train
 
     @classmethod
     def load(cls, path: str | Path, eos: str = "") -> "Tokenizer":
-        """Reads a tokenizer.json (or the folder that holds it).
+        """Reads a tokenizer.json, or a model's folder in Hugging Face layout.
 
-        `eos` names the end token; empty takes the one of tokenizer_config.json beside it, or else
-        tries the usual names. Raises FileNotFoundError, or TokenizerError for a file that is not
-        a usable tokenizer or has no end token.
+        `eos` names the end token that is written; empty takes the one of tokenizer_config.json, or
+        else of generation_config.json, or tries the usual names. All end tokens of
+        generation_config.json end a response. Where the model's embedding has more rows than there
+        are tokens (config.json), these are tokens without text. Raises FileNotFoundError, or
+        TokenizerError for files that are no usable tokenizer or have no end token.
         """
-        path = Path(path)
-        if path.is_dir():
-            path = path / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"tokenizer.path = {str(path)!r} is not a file")
-        try:
-            spec = _without_prefix_space(json.loads(path.read_bytes()))
-            inner = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        except Exception as e:  # the library raises bare Exception
-            raise TokenizerError(f"tokenizer.path = {str(path)!r} is not a tokenizer: {e}") from e
-        names: dict[str, Any] = {}
-        config = path.with_name("tokenizer_config.json")
-        if config.is_file():
-            try:
-                names = json.loads(config.read_bytes())
-            except ValueError as e:
-                raise TokenizerError(f"{config} is not JSON: {e}") from e
-        names = {**names, "eos_token": eos} if eos else names
-        return cls(inner, _kind(spec, str(path)), names, str(path))
+        return cls(read_files(path), eos)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, path: str | Path) -> "Tokenizer":
@@ -179,15 +177,14 @@ class Tokenizer:
         table = [b""] * self.vocab_size
         for token, i in self._inner.get_vocab(with_added_tokens=False).items():
             table[i] = _token_bytes(token, kind)
-        for i, added in self._inner.get_added_tokens_decoder().items():
+        for i, added in self._added.items():
             # Added tokens are found in the raw text, so they are not in the model's alphabet.
             table[i] = b"" if added.special else added.content.encode()
         return table
 
     @functools.cached_property
     def _ids_by_bytes(self) -> dict[bytes, int]:
-        added = self._inner.get_added_tokens_decoder()
-        return {piece: i for i, piece in enumerate(self._table) if piece and i not in added}
+        return {piece: i for i, piece in enumerate(self._table) if piece and i not in self._added}
 
     def _encode_bytes(self, text: bytes) -> list[int]:
         """Tokens that stand for exactly these bytes, as the tokenizer would choose if it can."""
@@ -211,72 +208,27 @@ class Tokenizer:
             raise TokenizerError(f"{self._source} has no tokens for the bytes {text!r}")
         return found
 
-    def _find_eos(self, names: Mapping[str, Any]) -> int:
-        named = _token_name(names, "eos_token")
-        tried = [named] if named else list(_EOS_NAMES)
-        for name in tried:
-            if (i := self._inner.token_to_id(name)) is not None:
-                return i
-        raise TokenizerError(
-            f"{self._source} has no end-of-sequence token: tried {', '.join(tried)}; "
-            "name it with tokenizer.eos"
-        )
+    def _find_eos(self, named: str | None, end_ids: Sequence[int]) -> tuple[int, ...]:
+        # A generation_config.json that was saved with a class's defaults names tokens of text.
+        ends = [i for i in end_ids if i in self._added]
+        tried = [named] if named else [] if ends else list(_EOS_NAMES)
+        found = [i for name in tried if (i := self._inner.token_to_id(name)) is not None][:1]
+        if tried and not found:
+            raise TokenizerError(
+                f"{self._source} has no end-of-sequence token: tried {', '.join(tried)}; "
+                "name it with tokenizer.eos"
+            )
+        return tuple(dict.fromkeys([*found, *ends]))
 
-    def _find_pad(self, names: Mapping[str, Any]) -> int:
-        for name in (_token_name(names, "pad_token"), *_PAD_NAMES):
+    def _find_pad(self, named: str | None) -> int:
+        # The policy gives PAD no probability, so it must be neither an EOS nor text.
+        for name in (named, *_PAD_NAMES):
             i = self._inner.token_to_id(name) if name else None
-            if i is not None and i != self.eos_id:
+            if i in self._added and i not in self.eos_ids:
                 return i
-        # The policy gives PAD no probability, so it must not be the EOS: one more id, never text.
-        self._table.append(b"")
+        self._table.append(b"")  # one more id, never text
         self.vocab_size += 1
         return self.vocab_size - 1
-
-
-def _token_name(names: Mapping[str, Any], key: str) -> str:
-    value = names.get(key)
-    if isinstance(value, dict):  # {"content": "</s>", "lstrip": false, ...}
-        value = value.get("content")
-    return value if isinstance(value, str) else ""
-
-
-def _parts(spec: Any) -> list[dict[str, Any]]:
-    """The members of a sequence of normalizers, pre-tokenizers or decoders."""
-    if not spec:
-        return []
-    for key in ("normalizers", "pretokenizers", "decoders"):
-        if key in spec:
-            return [part for member in spec[key] for part in _parts(member)]
-    return [spec]
-
-
-def _without_prefix_space(spec: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer without a space that it would put before every text.
-
-    With it the first token of a text is ambiguous (" x" and "x" are one), which loses a column of
-    the indentation of a program.
-    """
-    for part in (*_parts(spec.get("pre_tokenizer")), *_parts(spec.get("decoder"))):
-        if part["type"] in ("Metaspace", "ByteLevel") and "add_prefix_space" in part:
-            part["add_prefix_space"] = False
-        if part["type"] == "Metaspace":
-            part["prepend_scheme"] = "never"
-    for part in _parts(spec.get("normalizer")):
-        if part["type"] == "Prepend":
-            part["prepend"] = ""
-    return spec
-
-
-def _kind(spec: dict[str, Any], source: str) -> str:
-    decoder = {part["type"] for part in _parts(spec.get("decoder"))}
-    if "ByteLevel" in decoder:
-        return "byte-level"
-    if decoder & {"Metaspace", "ByteFallback", "Replace"}:
-        return "metaspace"
-    raise TokenizerError(
-        f"{source}: the bytes of its tokens are unknown (decoder {sorted(decoder) or 'none'}); "
-        "byte-level, metaspace and byte-fallback tokenizers are understood"
-    )
 
 
 def _token_bytes(token: str, kind: str) -> bytes:

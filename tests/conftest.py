@@ -14,7 +14,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook(
     [
         f"prm_jax.{room}"
-        for room in ("rl", "model", "steps", "problems", "sharding", "tokenizer", "metrics")
+        for room in (
+            "rl",
+            "model",
+            "steps",
+            "problems",
+            "sharding",
+            "tokenizer",
+            "tokenizer_files",
+            "metrics",
+        )
     ],
     "beartype.beartype",
 )

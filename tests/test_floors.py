@@ -15,6 +15,7 @@ FLOORS = {
     "rl": 1,
     "sharding": 2,
     "tokenizer": 2,
+    "tokenizer_files": 2,
     "prompts": 2,
     "pretrained": 2,
     "checkpoint": 2,
@@ -38,7 +39,7 @@ SIDEWAYS = {
     "model": {"sharding"},
     "problems": {"sandbox", "metrics"},  # progress of long checks
     "prompts": {"tokenizer"},
-    "tokenizer": {"pretrained"},  # reads the tokenizer in a GGUF file
+    "tokenizer": {"tokenizer_files", "pretrained"},  # the last reads the tokenizer in a GGUF file
     "pretrained": {"model", "sharding"},
     "train": {"report"},
 }

@@ -1,6 +1,16 @@
-"""Where problems come from: the built-in generator, its dataset, the oracle that judges lines."""
+"""Where problems come from: the built-in generator, benchmarks, files of one's own, the oracle."""
 
+from prm_jax.problems.benchmarks import Benchmark, read_problems
 from prm_jax.problems.oracle import first_error
+from prm_jax.problems.rows import BadRow, ProblemsError
 from prm_jax.problems.sets import ProblemSets, load_problems
 
-__all__ = ["ProblemSets", "first_error", "load_problems"]
+__all__ = [
+    "BadRow",
+    "Benchmark",
+    "ProblemSets",
+    "ProblemsError",
+    "first_error",
+    "load_problems",
+    "read_problems",
+]

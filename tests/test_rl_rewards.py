@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prm_jax.rl.losses import ppo_policy_loss
-from prm_jax.rl.rewards import process_reward_bounds, token_rewards
+from prm_jax.rl.rewards import (
+    partial_credit,
+    partial_credit_gap,
+    process_reward_bounds,
+    token_rewards,
+)
+from prm_jax.types import Verdict
 
 B, T = 3, 6
 run_jitted = jax.jit(token_rewards)
@@ -242,3 +248,43 @@ def test_more_lines_of_the_same_score_earn_nothing(n_lines):
     line_end = jnp.arange(T)[None] < n_lines
     rewards, _ = rewards_of(grid([0]), jnp.full((1, T), 0.5), line_end, jnp.ones((1, T), bool))
     np.testing.assert_allclose(rewards.sum(), 0.25 * 0.5, rtol=1e-6)
+
+
+# --------------------------------------------------------------------------------- partial credit
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcome"),
+    [
+        (Verdict("passed", 4, 4), 1.0),
+        (Verdict("failed", 3, 4), 0.675),  # -0.3 + 1.3 * 3 / 4
+        (Verdict("failed", 2, 4), 0.35),
+        (Verdict("failed", 0, 4), -0.3),
+        (Verdict("failed", 0, 0), -0.3),
+        (Verdict("error", 0, 4, message="ZeroDivisionError: division by zero (line 2)"), -0.6),
+        (Verdict("error", 3, 4, message="ValueError: SyntaxError (line 2)"), -0.6),
+        (Verdict("error", 0, 4, message="SyntaxError: '(' was never closed (line 2)"), -1.0),
+        (Verdict("error", 0, 4, message="IndentationError: unexpected indent"), -1.0),
+        (Verdict("error", 0, 4, message="TabError: inconsistent use of tabs"), -1.0),
+        (Verdict("timeout", 2, 4), -0.6),
+        (Verdict("memory", 2, 4), -0.6),
+        (Verdict("forbidden", 0, 4), -0.6),
+    ],
+)
+def test_the_table_of_partial_credit(verdict, outcome):
+    assert partial_credit(verdict) == pytest.approx(outcome)
+
+
+@pytest.mark.parametrize("n_tests", [1, 2, 6, 100])
+def test_partial_credit_never_outranks_a_pass_and_the_gap_is_what_is_between(n_tests):
+    verdicts = [Verdict("failed", n, n_tests) for n in range(n_tests)]
+    verdicts += [Verdict("error", n_tests - 1, n_tests), Verdict("timeout", n_tests, n_tests)]
+    best = max(partial_credit(verdict) for verdict in verdicts)
+    assert 1 - best == pytest.approx(partial_credit_gap(n_tests))
+    # Dense weights below the gap keep the order, whatever the PRM says.
+    lam = 0.499 * partial_credit_gap(n_tests)
+    mask = bits("1111", "1111")
+    scores = jnp.array([[jnp.inf] * 4, [-jnp.inf] * 4])
+    rewards, _ = rewards_of(grid([best, 1]), scores, mask, mask, lam_fail=lam, lam_pass=lam)
+    failing, passing = rewards.sum(axis=1)
+    assert failing < passing

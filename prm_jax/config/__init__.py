@@ -80,13 +80,15 @@ class Config(Section):
         self._positive("max_prompt_tokens", "max_completion_tokens", "device_batch")
         self._not_negative("seed")
         bound = self.ppo.gamma ** (self.max_completion_tokens - 1)
-        weights = self.dense.lam_fail + self.dense.lam_pass
+        weights = self.dense.advantage_of_failing(max_lines=self.max_completion_tokens)
         if self.dense.enabled and weights >= bound and not self.dense.allow_rank_inversion:
+            without = "" if self.dense.length_normalised else " without dense.length_normalised"
             raise ConfigError(
-                f"ppo.gamma = {self.ppo.gamma} is not allowed with dense.lam_fail + dense.lam_pass "
-                f"= {weights:.3g}: a passing program's outcome may be discounted to {bound:.3g}, "
-                "less than a failing one could earn; raise ppo.gamma, lower the weights, or accept "
-                "it with dense.allow_rank_inversion"
+                f"ppo.gamma = {self.ppo.gamma} is not allowed with dense.lam_fail = "
+                f"{self.dense.lam_fail} and dense.lam_pass = {self.dense.lam_pass}{without}: line "
+                f"rewards could favour a failing program by {weights:.3g}, and the outcome of a "
+                f"passing one may be discounted to {bound:.3g}; lower the weights, raise "
+                "ppo.gamma, or accept it with dense.allow_rank_inversion"
             )
         if self.label.checkpoints > self.ppo.steps:
             raise ConfigError(

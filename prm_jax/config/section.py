@@ -20,6 +20,9 @@ class Section:
                 value = getattr(value, part)
             raise ConfigError(f"{name} = {value!r} is not allowed: it must be {allowed}")
 
+    def _one_of(self, field: str, *allowed: str) -> None:
+        self._require(field, getattr(self, field) in allowed, f"one of {', '.join(allowed)}")
+
     def _positive(self, *fields: str) -> None:
         for field in fields:
             self._require(field, getattr(self, field) > 0, "greater than 0")

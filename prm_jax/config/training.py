@@ -99,28 +99,58 @@ class PPOConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class DenseConfig(Section):
-    """DenseReward: lam * R / (lines of the response) at every line end (paper, section 3.3)."""
+    """DenseReward: the PRM's scores at line ends as rewards (paper, section 3.3; rl/dense.py).
+
+    One weight at 0 is a gate: lam_pass = 0 rewards lines of failing responses only, lam_fail = 0
+    those of passing ones only.
+    """
 
     section: ClassVar[str] = "dense"
 
     enabled: bool = True
     """DenseReward on or off."""
+    form: Literal["value", "progress", "min", "good_prefix"] = "value"
+    """value: lam R / (lines), the paper's. progress: lam (R - R of the line before). min: lam R of
+    the worst line, nearly. good_prefix: lam where the lines before the first error end."""
     lam_fail: float = 0.45
-    """Weight in responses that fail; the paper has 0.25."""
+    """Weight in responses that fail; the paper has 0.25, good-prefix rewards 0.5."""
     lam_pass: float = 0.45
-    """Weight in responses that pass; the paper has 0.025."""
+    """Weight in responses that pass; the paper has 0.025, good-prefix rewards 0."""
+    length_normalised: bool = True
+    """Divide by the number of lines (paper), so that more lines earn nothing; form `value` only."""
+    tau: float = 0.1
+    """Temperature of form `min`: how much of the weight the worst line gets."""
+    error_threshold: float = 0.0
+    """A line that scores below it is an error to form `good_prefix`."""
     allow_rank_inversion: bool = False
     """Accept weights under which a failing program could earn more than a passing one."""
 
     def __post_init__(self):
         self._not_negative("lam_fail", "lam_pass")
-        if self.lam_fail + self.lam_pass >= 1 and not self.allow_rank_inversion:
+        self._one_of("form", "value", "progress", "min", "good_prefix")
+        self._require(
+            "length_normalised",
+            self.length_normalised or self.form == "value",
+            f"true with dense.form = {self.form!r}, which never divides by the number of lines",
+        )
+        self._positive("tau")
+        self._require("error_threshold", -1 < self.error_threshold <= 1, "above -1 and at most 1")
+        if self.advantage_of_failing() >= 1 and not self.allow_rank_inversion:
             raise ConfigError(
                 f"dense.lam_fail = {self.lam_fail} and dense.lam_pass = {self.lam_pass} are not "
-                "allowed together: a failing program could earn lam_fail and a passing one "
-                "1 - lam_pass, so their sum must be below 1; lower one of them, or accept it with "
-                "dense.allow_rank_inversion"
+                f"allowed together with dense.form = {self.form!r}: a failing program could earn "
+                "lam_fail and a passing one 1 - lam_pass (with good_prefix 1), so their sum must "
+                "be below 1; lower one of them, or accept it with dense.allow_rank_inversion"
             )
+
+    def advantage_of_failing(self, max_lines: int = 1) -> float:
+        """The most that dense rewards can bring a failing program up against a passing one.
+
+        It must stay below what the outcome is worth; `max_lines` counts only without the division
+        by the number of lines.
+        """
+        weights = self.lam_fail + (0.0 if self.form == "good_prefix" else self.lam_pass)
+        return weights if self.length_normalised else weights * max_lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,42 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Real, ScalarLike
 
+from prm_jax.rl.dense import DenseForm, dense_rewards
+from prm_jax.types import Verdict
+
+# What RLTF's table gives to a failing program; a passing one has 1.
+NO_PARSE, RUNTIME_ERROR, NO_TEST_PASSED = -1.0, -0.6, -0.3
+_SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
+
+
+def partial_credit(verdict: Verdict) -> float:
+    """The outcome of a program with credit for the tests that it passed, in [-1, 1].
+
+    1 if it passes; -0.3 + 1.3 tests_passed / tests_total if only answers are wrong; -0.6 if it
+    raised an error or was stopped (time, memory, a forbidden call); -1 if it cannot be parsed.
+
+    Source: RLTF, arXiv 2307.04349, its coarse-grained and adaptive feedback.
+    """
+    match verdict.status:
+        case "passed":
+            return 1.0
+        case "failed":
+            share = verdict.tests_passed / max(verdict.tests_total, 1)
+            return NO_TEST_PASSED + (1 - NO_TEST_PASSED) * share
+        case "error" if verdict.message.startswith(_SYNTAX_ERRORS):
+            return NO_PARSE
+    return RUNTIME_ERROR
+
+
+def partial_credit_gap(tests_total: int) -> float:
+    """What a passing program has before the best failing one, under `partial_credit`.
+
+    1.3 / tests_total: the best failing program passes all tests but one. Dense weights with
+    fail_high - pass_low + 1 below the gap (`process_reward_bounds`) rank no failing program above
+    a passing one.
+    """
+    return (1 - NO_TEST_PASSED) / max(tests_total, 1)
+
 
 class RewardBounds(NamedTuple):
     """Range of outcome + dense reward of a whole response, for failing and for passing ones."""
@@ -23,14 +59,38 @@ class RewardBounds(NamedTuple):
     pass_high: float
 
 
-def process_reward_bounds(*, lam_fail: float, lam_pass: float) -> RewardBounds:
+def process_reward_bounds(
+    *,
+    lam_fail: float,
+    lam_pass: float,
+    form: DenseForm = "value",
+    length_normalised: bool = True,
+    max_steps: int = 1,
+) -> RewardBounds:
     """The range of a response's undiscounted reward without KL, for outcomes 0 and 1.
 
-    sum_m lam * clip(R_m, -1, 1) / M lies in [-lam, lam], so failing responses earn within
-    [-lam_fail, lam_fail] and passing ones within [1 - lam_pass, 1 + lam_pass]. No failing response
-    outranks a passing one iff fail_high < pass_low, that is lam_fail + lam_pass < 1.
+    The dense rewards of a response sum to lam times a number in [-1, 1] (value, progress, min), in
+    [0, 1] (good_prefix), or in [-max_steps, max_steps] (value, not normalised). So failing
+    responses earn within [-lam_fail, lam_fail] and passing ones within [1 - lam_pass, 1 + lam_pass]
+    in the first three. No failing response outranks a passing one iff fail_high < pass_low:
+    lam_fail + lam_pass < 1 there, lam_fail < 1 with good_prefix, and max_steps (lam_fail +
+    lam_pass) < 1 without the 1 / M. A discount widens no range of the dense rewards; it lowers the
+    outcome, to no less than gamma^(tokens - 1).
     """
-    return RewardBounds(-lam_fail, lam_fail, 1 - lam_pass, 1 + lam_pass)
+    high = 1.0 if length_normalised or form != "value" else float(max_steps)
+    low = 0.0 if form == "good_prefix" else -high
+    return RewardBounds(lam_fail * low, lam_fail * high, 1 + lam_pass * low, 1 + lam_pass * high)
+
+
+def kl_penalties(
+    logp: Float[Array, "B T"],
+    ref_logp: Float[Array, "B T"],
+    completion_mask: Bool[Array, "B T"],
+    kl_coef: ScalarLike,
+) -> Float[Array, "B T"]:
+    """-kl_coef (logp[b,t] - ref_logp[b,t]) at every completion token, float32, 0 elsewhere."""
+    log_ratio = ref_logp.astype(jnp.float32) - logp.astype(jnp.float32)
+    return jnp.where(completion_mask, kl_coef * log_ratio, 0.0)
 
 
 def token_rewards(
@@ -44,15 +104,21 @@ def token_rewards(
     lam_fail: ScalarLike,
     lam_pass: ScalarLike,
     kl_coef: ScalarLike,
+    form: DenseForm = "value",
+    length_normalised: bool = True,
+    tau: ScalarLike = 0.1,
+    error_threshold: ScalarLike = 0.0,
 ) -> tuple[Float[Array, "B T"], dict[str, Float[Array, ""]]]:
     """The reward of every completion token, float32, 0 elsewhere.
 
     r[b,t] = outcome[b] at the last completion token
-           + lam[b] clip(prm_scores[b,t], -1, 1) / M[b] at step ends
+           + lam[b] clip(prm_scores[b,t], -1, 1) / M[b] at step ends, or another form
            - kl_coef (logp[b,t] - ref_logp[b,t]) at every completion token
 
-    lam is lam_pass where the outcome is at least 1 (all tests pass) and lam_fail elsewhere; M
-    counts the step ends inside the completion. The KL penalty is charged here and nowhere else.
+    lam is lam_pass where the outcome is at least 1 (all tests pass) and lam_fail elsewhere, so one
+    of them at 0 is a gate: the process counts in failing or in passing responses only. M counts
+    the step ends inside the completion; the other forms are those of `dense_rewards`. The KL
+    penalty is charged here and nowhere else.
 
     The last token is the EOS, also if it is the first one, or the last token before the cut. A row
     without completion tokens has no action to reward: its rewards are 0, it does not enter the
@@ -69,15 +135,20 @@ def token_rewards(
     last = mask & (n_after == 1)
     step = mask & line_end
 
-    n_steps = jnp.maximum(step.sum(axis=1, keepdims=True), 1)
     lam = jnp.where(outcome >= 1, lam_pass, lam_fail).astype(jnp.float32)
-    log_ratio = ref_logp.astype(jnp.float32) - logp.astype(jnp.float32)
-    scores = jnp.clip(prm_scores.astype(jnp.float32), -1, 1)
-
+    line = dense_rewards(
+        prm_scores,
+        step,
+        lam,
+        form=form,
+        length_normalised=length_normalised,
+        tau=tau,
+        error_threshold=error_threshold,
+    )
     parts = {
         "reward/outcome": jnp.where(last, outcome[:, None], 0.0),
-        "reward/line": jnp.where(step, lam[:, None] * scores / n_steps, 0.0),
-        "reward/kl": jnp.where(mask, kl_coef * log_ratio, 0.0),
+        "reward/line": line,
+        "reward/kl": kl_penalties(logp, ref_logp, mask, kl_coef),
     }
     rewards = parts["reward/outcome"] + parts["reward/line"] + parts["reward/kl"]
 

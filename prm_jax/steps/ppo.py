@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.score import prefix_scores, state_values, token_logps
 from prm_jax.rl.advantages import gae, rewards_to_go, whiten
+from prm_jax.rl.dense import DenseForm
 from prm_jax.rl.losses import masked_mean, ppo_policy_loss, ppo_value_loss, recalibrate
 from prm_jax.rl.rewards import token_rewards
 from prm_jax.sharding import batch_sharding, replicated
@@ -68,10 +69,15 @@ def make_experience(
     kl_coef: float,
     gamma: float,
     gae_lambda: float,
+    form: DenseForm = "value",
+    length_normalised: bool = True,
+    tau: float = 0.1,
+    error_threshold: float = 0.0,
 ) -> Callable[[Rollout], tuple[PPOBatch, Metrics]]:
     """A jitted `rollout -> (batch, metrics)`: rewards, GAE, advantages whitened over the rollout.
 
-    lam_fail = lam_pass = 0 leaves the unit-test reward and the KL penalty alone.
+    lam_fail = lam_pass = 0 leaves the unit-test reward and the KL penalty alone; `form` and the
+    three after it are `dense_rewards`'.
     """
     rows = batch_sharding(mesh)
 
@@ -87,6 +93,10 @@ def make_experience(
             lam_fail=lam_fail,
             lam_pass=lam_pass,
             kl_coef=kl_coef,
+            form=form,
+            length_normalised=length_normalised,
+            tau=tau,
+            error_threshold=error_threshold,
         )
         advantages, returns = gae(rewards, rollout.values, mask, gamma=gamma, gae_lambda=gae_lambda)
         batch = PPOBatch(

@@ -22,6 +22,10 @@ from prm_jax.config_file import differences, load_config, read_config
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
+def group(**settings) -> PPOConfig:
+    return PPOConfig(advantage="group", samples_per_prompt=4, **settings)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -35,6 +39,16 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
         (lambda: LabelConfig(samples_per_prefix=10, wave=4), "label.wave = 4"),
         (lambda: ChainsConfig(long_horizons=(7, 9)), "problems.chains.long_horizons"),
         (lambda: Config(ppo=PPOConfig(steps=2)), "label.checkpoints = 4"),
+        (lambda: PPOConfig(critic_lambda=1.5), "ppo.critic_lambda = 1.5"),
+        (lambda: PPOConfig(lambda_alpha=-1.0), "ppo.lambda_alpha = -1.0"),
+        (lambda: PPOConfig(critic_warmup_steps=-1), "ppo.critic_warmup_steps = -1"),
+        (lambda: PPOConfig(outcome="half"), "ppo.outcome = 'half'"),  # type: ignore[arg-type]
+        (lambda: PPOConfig(advantage="rloo"), "ppo.advantage = 'rloo'"),  # type: ignore[arg-type]
+        (lambda: PPOConfig(advantage="group"), "ppo.samples_per_prompt = 1"),
+        (lambda: group(lambda_alpha=0.5), "ppo.lambda_alpha = 0.5"),
+        (lambda: group(critic_lambda=0.0), "ppo.critic_lambda = 0.0"),
+        (lambda: group(critic_warmup_steps=3), "ppo.critic_warmup_steps = 3"),
+        (lambda: Config(ppo=group()), "value_init = True"),
     ],
 )
 def test_refusals_name_field_and_value(make, said):
@@ -48,6 +62,10 @@ def test_weights_that_could_rank_a_failing_program_first_need_the_named_switch(f
     with pytest.raises(ConfigError, match="allow_rank_inversion"):
         DenseConfig(lam_fail=fail, lam_pass=passing)
     DenseConfig(lam_fail=fail, lam_pass=passing, allow_rank_inversion=True)
+
+
+def test_groups_without_a_critic_are_accepted():
+    Config(value_init=False, ppo=group())
 
 
 def test_weights_below_the_bound_are_accepted():

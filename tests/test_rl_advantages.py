@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.rl.advantages import gae, rewards_to_go, whiten
+from prm_jax.rl.advantages import (
+    gae,
+    group_advantages,
+    length_adaptive_lambda,
+    rewards_to_go,
+    whiten,
+)
 
 
 def bits(*rows):
@@ -166,3 +172,96 @@ def test_whitening_a_constant_or_a_single_token_gives_0(mask):
     # Seven times 0.7 has a float32 mean of 0.7 - 6e-8: the rounding must not be blown up to 1.
     white = whiten(jnp.full((1, 7), 0.7), jnp.array(bits(mask)))
     np.testing.assert_allclose(white, 0, atol=1e-3)
+
+
+# ------------------------------------------------------------------------- lambda of each response
+
+
+def test_a_lambda_for_each_row_is_that_of_the_row_alone():
+    rewards, values = random_inputs(8)
+    lambdas = np.linspace(0, 1, len(MASK)).astype(np.float32)
+    together = gae(
+        jnp.array(rewards), jnp.array(values), jnp.array(MASK),
+        gamma=0.9, gae_lambda=jnp.array(lambdas),
+    )  # fmt: skip
+    for b, gae_lambda in enumerate(lambdas):
+        alone = gae_loop(rewards, values, MASK, 0.9, float(gae_lambda))[b]
+        np.testing.assert_allclose(together[0][b], alone, atol=1e-5)
+
+
+def test_length_adaptive_lambda_by_hand():
+    # alpha 0.5: 1 - 1 / (0.5 n) for n = 8, 4, 3, 2, 1, 0 tokens.
+    mask = bits("11111111", "01111000", "01100100", "00000011", "10000000", "00000000")
+    found = length_adaptive_lambda(jnp.array(mask), 0.5)
+    np.testing.assert_allclose(found, [0.75, 0.5, 1 / 3, 0, 0, 0], atol=1e-6)
+
+
+# -------------------------------------------------------------------------------- without a critic
+
+
+def test_group_advantages_with_outcomes_are_those_of_grpo():
+    # Returns 1, 0, 0, 1 of the first prompt: mean 1/2, deviation 1/2. Second: 0, 0, 1, 0: mean 1/4,
+    # variance 3/16. Every token has its response's advantage.
+    mask = bits("0111", "0100", "0110", "0111", "0111", "0010", "0011", "0110")
+    last = np.array([3, 1, 2, 3, 3, 2, 3, 2])
+    outcome = np.array([1, 0, 0, 1, 0, 0, 1, 0], np.float32)
+    rewards = np.zeros(mask.shape, np.float32)
+    rewards[np.arange(8), last] = outcome
+    found = group_advantages(jnp.array(rewards), jnp.array(mask), group_size=4, gamma=1.0)
+    low, high = -0.25 / np.sqrt(3 / 16), 0.75 / np.sqrt(3 / 16)
+    wanted = np.array([1, -1, -1, 1, low, low, high, low])
+    np.testing.assert_allclose(found, np.where(mask, wanted[:, None], 0), atol=1e-5)
+
+
+def group_loop(rewards, mask, size, gamma):
+    advantages = np.zeros(mask.shape)
+    for start in range(0, len(mask), size):
+        rows = [b for b in range(start, start + size) if mask[b].any()]
+        to_go = {}
+        for b in rows:
+            tokens = np.flatnonzero(mask[b])
+            for i, t in enumerate(tokens):
+                to_go[b, t] = sum(
+                    gamma**step * float(rewards[b, u]) for step, u in enumerate(tokens[i:])
+                )
+        totals = [to_go[b, np.flatnonzero(mask[b])[0]] for b in rows]
+        for (b, t), value in to_go.items():
+            advantages[b, t] = (value - np.mean(totals)) / np.sqrt(np.var(totals) + 1e-8)
+    return advantages
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_group_advantages_match_a_loop(gamma, size):
+    rng = np.random.default_rng(9)
+    mask = rng.random((12, 8)) < 0.6
+    mask[4] = False  # a row that pads the batch
+    rewards = np.where(mask, rng.normal(size=mask.shape), np.nan).astype(np.float32)
+    run = jax.jit(functools.partial(group_advantages, group_size=size, gamma=gamma))
+    found = np.asarray(run(jnp.array(rewards), jnp.array(mask)))
+    np.testing.assert_allclose(found, group_loop(rewards, mask, size, gamma), atol=1e-4)
+    # Within a prompt, those of the first tokens sum to 0.
+    first = mask & (np.cumsum(mask, axis=1) == 1)
+    sums = np.where(first, found, 0).sum(axis=1).reshape(-1, size).sum(axis=1)
+    np.testing.assert_allclose(sums, 0, atol=1e-4)
+
+
+def test_group_advantages_do_not_know_the_scale_of_rewards_nor_other_groups():
+    rng = np.random.default_rng(10)
+    rewards, mask = rng.normal(size=(6, 5)).astype(np.float32), np.ones((6, 5), bool)
+    run = functools.partial(group_advantages, mask=jnp.array(mask), group_size=3, gamma=1.0)
+    found = run(jnp.array(rewards))
+    np.testing.assert_allclose(run(jnp.array(0.01 * rewards)), found, rtol=1e-2)
+    rewards[:, -1] += np.repeat([5.0, -3.0], 3)  # easy and hard prompts
+    np.testing.assert_allclose(run(jnp.array(rewards))[:, 0], found[:, 0], atol=1e-4)
+
+
+def test_a_group_of_one_mind_has_no_advantage():
+    rewards = jnp.zeros((4, 3)).at[:2, -1].set(1.0)
+    found = group_advantages(rewards, jnp.ones((4, 3), bool), group_size=2, gamma=1.0)
+    assert not np.asarray(found).any()
+
+
+def test_rows_that_are_no_whole_number_of_groups_are_refused():
+    with pytest.raises(ValueError, match="group_size = 3 .* divide the 4 rows"):
+        group_advantages(jnp.zeros((4, 2)), jnp.ones((4, 2), bool), group_size=3, gamma=1.0)

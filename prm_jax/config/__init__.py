@@ -90,6 +90,11 @@ class Config(Section):
                 f"passing one may be discounted to {bound:.3g}; lower the weights, raise "
                 "ppo.gamma, or accept it with dense.allow_rank_inversion"
             )
+        self._require(
+            "value_init",
+            not self.value_init or self.ppo.advantage != "group",
+            "false with ppo.advantage = 'group', which has no critic",
+        )
         if self.label.checkpoints > self.ppo.steps:
             raise ConfigError(
                 f"label.checkpoints = {self.label.checkpoints} is not allowed: the baseline has "

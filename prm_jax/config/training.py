@@ -74,6 +74,18 @@ class PPOConfig(Section):
     """Discount per token."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation."""
+    lambda_alpha: float = 0.0
+    """Above 0, the advantages' lambda is 1 - 1 / (lambda_alpha x tokens of the response) instead of
+    gae_lambda (VAPO)."""
+    critic_lambda: float | None = None
+    """Lambda of the critic's returns; none takes that of the advantages (VC-PPO: 1)."""
+    critic_warmup_steps: int = 0
+    """Rollouts of the SFT policy, each followed by an update of the critic alone, before PPO."""
+    outcome: Literal["pass", "partial"] = "pass"
+    """pass: 1 if all tests pass, else 0 (paper). partial: credit for the tests that pass, and less
+    for errors and programs that cannot be parsed (RLTF)."""
+    advantage: Literal["gae", "group"] = "gae"
+    """gae: from a critic. group: relative to the prompt's other samples, without critic (GRPO)."""
     kl_coef: float = 0.02
     """Beta: penalty per nat of log pi - log pi_ref, at each token."""
     checkpoint_every: int = 20
@@ -88,7 +100,21 @@ class PPOConfig(Section):
         self._require("clip_low", 0 < self.clip_low < 1, "between 0 and 1")
         self._require("clip_high", 0 < self.clip_high, "greater than 0")
         self._fraction("gamma", "gae_lambda")
-        self._not_negative("kl_coef")
+        if self.critic_lambda is not None:
+            self._fraction("critic_lambda")
+        self._not_negative("kl_coef", "lambda_alpha", "critic_warmup_steps")
+        self._one_of("outcome", "pass", "partial")
+        self._one_of("advantage", "gae", "group")
+        if self.advantage == "group":
+            self._require(
+                "samples_per_prompt",
+                self.samples_per_prompt >= 2,
+                "at least 2 with ppo.advantage = 'group', which compares the samples of a prompt",
+            )
+            for field in ("lambda_alpha", "critic_lambda", "critic_warmup_steps"):
+                default = getattr(type(self), field)
+                unused = f"{default} with ppo.advantage = 'group', which has no critic"
+                self._require(field, getattr(self, field) == default, unused)
         self._require(
             "rollouts",
             self.rollouts % (self.samples_per_prompt * self.minibatches) == 0,

@@ -4,6 +4,7 @@ The host calls `score` while the sandbox still runs the programs, then `experien
 outcomes are known, then `update`. Every array is on the `[B, T]` grid of types.py.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,16 @@ from jax.sharding import Mesh
 
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.score import prefix_scores, state_values, token_logps
-from prm_jax.rl.advantages import gae, rewards_to_go, whiten
+from prm_jax.rl.advantages import (
+    gae,
+    group_advantages,
+    length_adaptive_lambda,
+    rewards_to_go,
+    whiten,
+)
 from prm_jax.rl.dense import DenseForm
 from prm_jax.rl.losses import masked_mean, ppo_policy_loss, ppo_value_loss, recalibrate
-from prm_jax.rl.rewards import token_rewards
+from prm_jax.rl.rewards import kl_penalties, token_rewards
 from prm_jax.sharding import batch_sharding, replicated
 from prm_jax.steps.state import apply_gradients
 from prm_jax.types import PPOBatch, Rollout, Samples, TrainState
@@ -36,7 +43,8 @@ def make_score(
     """A jitted `(ref_params, critic_params, prm_params, samples) -> (ref_logp, values, scores)`.
 
     `prompt_tokens` is P, the columns of the grid that hold prompts.
-    `prm_params` may be None: then the scores are zeros and the PRM's forward pass is not compiled.
+    `critic_params` and `prm_params` may be None: then the values or the scores are zeros, and the
+    forward pass is not compiled.
     All are `[B, T]` float32; log-probs are of the distribution at `temperature`, the sampler's.
     """
     rows = batch_sharding(mesh)
@@ -51,7 +59,10 @@ def make_score(
             temperature=temperature,
             prompt_tokens=prompt_tokens,
         )
-        values = state_values(scalar, critic_params, tokens, valid, prompt_tokens=prompt_tokens)
+        if critic_params is None:
+            values = jnp.zeros(tokens.shape, jnp.float32)
+        else:
+            values = state_values(scalar, critic_params, tokens, valid, prompt_tokens=prompt_tokens)
         if prm_params is None:
             scores = jnp.zeros(tokens.shape, jnp.float32)
         else:
@@ -69,6 +80,9 @@ def make_experience(
     kl_coef: float,
     gamma: float,
     gae_lambda: float,
+    critic_lambda: float | None = None,
+    lambda_alpha: float = 0.0,
+    group_size: int = 0,
     form: DenseForm = "value",
     length_normalised: bool = True,
     tau: float = 0.1,
@@ -77,17 +91,23 @@ def make_experience(
     """A jitted `rollout -> (batch, metrics)`: rewards, GAE, advantages whitened over the rollout.
 
     lam_fail = lam_pass = 0 leaves the unit-test reward and the KL penalty alone; `form` and the
-    three after it are `dense_rewards`'.
+    three after it are `dense_rewards`'. `critic_lambda` is the lambda of the returns where it is
+    not the advantages' (VC-PPO, arXiv 2503.01491); `lambda_alpha` > 0 makes the advantages' lambda
+    depend on the length (`length_adaptive_lambda`).
+
+    `group_size` > 0 takes `group_advantages` instead, without critic and whitening. Each token's
+    KL penalty is then added to its own advantage as it is: normalised with the rewards it would
+    grow to full size wherever all samples of a prompt fail. Its expected gradient is that of the KL
+    at that token, GRPO's own regulariser.
     """
     rows = batch_sharding(mesh)
 
-    def experience(rollout: Rollout):
-        mask = rollout.completion_mask
-        rewards, metrics = token_rewards(
+    def rewards_of(rollout: Rollout, kl_coef: float):
+        return token_rewards(
             rollout.outcome,
             rollout.prm_scores,
             rollout.line_end,
-            mask,
+            rollout.completion_mask,
             rollout.logp,
             rollout.ref_logp,
             lam_fail=lam_fail,
@@ -98,14 +118,34 @@ def make_experience(
             tau=tau,
             error_threshold=error_threshold,
         )
-        advantages, returns = gae(rewards, rollout.values, mask, gamma=gamma, gae_lambda=gae_lambda)
+
+    def group_estimates(rollout: Rollout, rewards: jax.Array):
+        mask = rollout.completion_mask
+        without_kl, _ = rewards_of(rollout, kl_coef=0.0)
+        relative = group_advantages(without_kl, mask, group_size=group_size, gamma=gamma)
+        penalties = kl_penalties(rollout.logp, rollout.ref_logp, mask, kl_coef)
+        return relative + penalties, rewards_to_go(rewards, mask, gamma)
+
+    def critic_estimates(rollout: Rollout, rewards: jax.Array):
+        mask, values = rollout.completion_mask, rollout.values
+        actor_lambda = length_adaptive_lambda(mask, lambda_alpha) if lambda_alpha else gae_lambda
+        advantages, returns = gae(rewards, values, mask, gamma=gamma, gae_lambda=actor_lambda)
+        if critic_lambda is not None:
+            _, returns = gae(rewards, values, mask, gamma=gamma, gae_lambda=critic_lambda)
+        return whiten(advantages, mask), returns
+
+    def experience(rollout: Rollout):
+        mask = rollout.completion_mask
+        rewards, metrics = rewards_of(rollout, kl_coef)
+        estimates = group_estimates if group_size else critic_estimates
+        advantages, returns = estimates(rollout, rewards)
         batch = PPOBatch(
             tokens=rollout.tokens,
             valid=rollout.valid,
             completion_mask=mask,
             logp=rollout.logp,
             values=rollout.values,
-            advantages=whiten(advantages, mask),
+            advantages=advantages,
             returns=returns,
         )
         sizes = {
@@ -124,7 +164,7 @@ def make_update(
     critic_tx: optax.GradientTransformation,
     mesh: Mesh,
     policy_shardings: TrainState,
-    critic_shardings: TrainState,
+    critic_shardings: TrainState | None,
     *,
     prompt_tokens: int,
     epochs: int,
@@ -134,15 +174,18 @@ def make_update(
     clip_high: float,
     value_clip: float,
 ) -> Callable[
-    [TrainState, TrainState, PPOBatch, jax.Array], tuple[TrainState, TrainState, Metrics]
+    [TrainState, TrainState | None, PPOBatch, jax.Array],
+    tuple[TrainState, TrainState | None, Metrics],
 ]:
     """A jitted `(policy, critic, batch, key) -> (policy, critic, metrics)`; both are donated.
 
     Each epoch shuffles the rollout and splits it into minibatches, one optimizer step each; the
     metrics are means over all of them. The new log-probs are taken at the sampler's temperature,
-    since the ratio pi_new / pi_old compares two policies of one kind.
+    since the ratio pi_new / pi_old compares two policies of one kind. A critic of None, with
+    shardings of None, is not trained and stays None.
     """
     rows = batch_sharding(mesh)
+    value_loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=value_clip)
 
     def policy_loss(params, batch: PPOBatch):
         logp, entropy = token_logps(
@@ -164,30 +207,19 @@ def make_update(
         entropy = masked_mean(jax.lax.stop_gradient(entropy), batch.completion_mask)
         return loss, metrics | {"policy/loss": loss, "policy/entropy": entropy}
 
-    def value_loss(params, batch: PPOBatch):
-        values = state_values(
-            scalar, params, batch.tokens, batch.valid, prompt_tokens=prompt_tokens
-        )
-        loss, metrics = ppo_value_loss(
-            values, batch.values, batch.returns, batch.completion_mask, value_clip=value_clip
-        )
-        return loss, metrics | {"value/loss": loss}
-
     def minibatch_step(states, batch: PPOBatch):
         policy_state, critic_state = states
         batch = jax.lax.with_sharding_constraint(batch, rows)
         grads, policy_metrics = jax.grad(policy_loss, has_aux=True)(policy_state.params, batch)
         policy_state, policy_norm = apply_gradients(policy_state, grads, policy_tx)
-        grads, value_metrics = jax.grad(value_loss, has_aux=True)(critic_state.params, batch)
-        critic_state, value_norm = apply_gradients(critic_state, grads, critic_tx)
-        norms = {"policy/grad_norm": policy_norm, "value/grad_norm": value_norm}
-        return (policy_state, critic_state), policy_metrics | value_metrics | norms
+        metrics = policy_metrics | {"policy/grad_norm": policy_norm}
+        if critic_state is not None:
+            critic_state, value_metrics = _critic_step(critic_state, batch, value_loss, critic_tx)
+            metrics |= value_metrics
+        return (policy_state, critic_state), metrics
 
-    def update(policy_state: TrainState, critic_state: TrainState, batch: PPOBatch, key):
-        n_rows = batch.tokens.shape[0]
-        order = jnp.concatenate(
-            [jax.random.permutation(k, n_rows) for k in jax.random.split(key, epochs)]
-        ).reshape(epochs * minibatches, n_rows // minibatches)
+    def update(policy_state: TrainState, critic_state: TrainState | None, batch: PPOBatch, key):
+        order = _minibatch_rows(key, batch.tokens.shape[0], epochs, minibatches)
         (policy_state, critic_state), metrics = jax.lax.scan(
             lambda states, index: minibatch_step(states, jax.tree.map(lambda x: x[index], batch)),
             (policy_state, critic_state),
@@ -201,6 +233,73 @@ def make_update(
         out_shardings=(policy_shardings, critic_shardings, replicated(mesh)),
         donate_argnums=(0, 1),
     )
+
+
+def make_critic_update(
+    scalar: ScalarModel,
+    critic_tx: optax.GradientTransformation,
+    mesh: Mesh,
+    critic_shardings: TrainState,
+    *,
+    prompt_tokens: int,
+    epochs: int,
+    minibatches: int,
+) -> Callable[[TrainState, PPOBatch, jax.Array], tuple[TrainState, Metrics]]:
+    """A jitted `(critic, batch, key) -> (critic, metrics)` that donates the critic.
+
+    What `make_update` does to the critic, without a clip and without the policy: with returns of
+    lambda 1 under a fixed policy it brings a critic to what that policy earns before PPO begins.
+
+    Source: VC-PPO, arXiv 2503.01491 (value pretraining).
+    """
+    rows = batch_sharding(mesh)
+    value_loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=math.inf)
+
+    def minibatch_step(critic_state: TrainState, batch: PPOBatch):
+        batch = jax.lax.with_sharding_constraint(batch, rows)
+        return _critic_step(critic_state, batch, value_loss, critic_tx)
+
+    def update(critic_state: TrainState, batch: PPOBatch, key):
+        order = _minibatch_rows(key, batch.tokens.shape[0], epochs, minibatches)
+        critic_state, metrics = jax.lax.scan(
+            lambda state, index: minibatch_step(state, jax.tree.map(lambda x: x[index], batch)),
+            critic_state,
+            order,
+        )
+        return critic_state, jax.tree.map(jnp.mean, metrics)
+
+    return jax.jit(
+        update,
+        in_shardings=(critic_shardings, rows, replicated(mesh)),
+        out_shardings=(critic_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _value_loss(scalar: ScalarModel, *, prompt_tokens: int, value_clip: float):
+    def value_loss(params, batch: PPOBatch):
+        values = state_values(
+            scalar, params, batch.tokens, batch.valid, prompt_tokens=prompt_tokens
+        )
+        loss, metrics = ppo_value_loss(
+            values, batch.values, batch.returns, batch.completion_mask, value_clip=value_clip
+        )
+        return loss, metrics | {"value/loss": loss}
+
+    return value_loss
+
+
+def _critic_step(state: TrainState, batch: PPOBatch, value_loss, tx: optax.GradientTransformation):
+    grads, metrics = jax.grad(value_loss, has_aux=True)(state.params, batch)
+    state, norm = apply_gradients(state, grads, tx)
+    return state, metrics | {"value/grad_norm": norm}
+
+
+def _minibatch_rows(key: jax.Array, n_rows: int, epochs: int, minibatches: int) -> jax.Array:
+    """The rows of each minibatch, `[epochs x minibatches, rows]`: every epoch has its own order."""
+    return jnp.concatenate(
+        [jax.random.permutation(k, n_rows) for k in jax.random.split(key, epochs)]
+    ).reshape(epochs * minibatches, n_rows // minibatches)
 
 
 def make_recalibration(

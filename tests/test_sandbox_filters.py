@@ -131,7 +131,9 @@ def test_the_child(machine, name, arguments, expected):
 
 def test_a_prepared_filter_equals_one_made_for_the_pid(machine):
     prepared = seccomp.child_filter(seccomp.ANY_PID)
-    prepared.replace(seccomp.ANY_PID, PID)
+    places = prepared.places(seccomp.ANY_PID)
+    assert places
+    prepared.put(places, PID)
     assert prepared._code.raw == seccomp.child_filter(PID)._code.raw
 
 

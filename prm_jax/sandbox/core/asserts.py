@@ -12,6 +12,7 @@ import dataclasses
 import math
 import operator
 import sys
+import types
 import warnings
 from collections.abc import Set
 from typing import Any
@@ -84,6 +85,13 @@ def parse(code: str, mode: str = "exec") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(code, mode=mode)
+
+
+def compiled(code: str, name: str, mode: str) -> types.CodeType:
+    """`compile` without such warnings; raises SyntaxError, ValueError and others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return compile(code, name, mode)
 
 
 def split(statements: list[str], setup: str = "") -> tuple[list[str], list[Condition]]:

@@ -15,7 +15,7 @@ _MAX_TEXT = 10_000
 
 def serve(job: dict[str, Any], requests: int, responses: int, out: int) -> int:
     """Load the program and answer requests until the test code closes the pipe."""
-    namespace = child.load_program(job["program"], "program", "", out)
+    namespace = child.load_program(job["program"], "program", None, out)
     if namespace is None:
         return 1
     desk = _Desk(namespace, job["output_bytes"])

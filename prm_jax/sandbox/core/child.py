@@ -10,6 +10,7 @@ import atexit
 import builtins
 import errno
 import io
+import marshal
 import os
 import resource
 import sys
@@ -26,10 +27,14 @@ _THREAD_STACK_BYTES, _MAX_THREAD_STACK_BYTES = 8 << 20, 64 << 20
 
 
 def load_job(fd: int) -> dict[str, Any]:
-    """The job's JSON from its memory file."""
+    """The job from its memory file, which the broker wrote and sealed.
+
+    It is in Python's own format: the broker is an interpreter of the same version, and the code
+    of the tests comes compiled.
+    """
     body = os.pread(fd, os.fstat(fd).st_size, 0)
     os.close(fd)
-    return frames.unpack(body)
+    return marshal.loads(body)
 
 
 def run_calls(job: dict[str, Any], out: int) -> int:
@@ -37,15 +42,14 @@ def run_calls(job: dict[str, Any], out: int) -> int:
     namespace = load_program(job["program"], "program", job["setup"], out)
     if namespace is None:
         return 1
-    for i, expression in enumerate(job["expressions"]):
+    for i, code in enumerate(job["expressions"]):
         try:
-            value = eval(compile(expression, "<test>", "eval"), namespace)
+            value = eval(code, namespace)
             encoded = encode(value, job["output_bytes"])
         except BaseException as error:
             frames.write(out, ["x", i, *report(error)])
         else:
             frames.write(out, ["v", i, encoded])
-    frames.write(out, ["end"])
     return 0
 
 
@@ -83,14 +87,16 @@ def run_stdio(job: dict[str, Any], out: int) -> int:
     return status
 
 
-def load_program(source: str, name: str, setup: str, out: int) -> dict[str, Any] | None:
+def load_program(
+    source: str, name: str, setup: types.CodeType | None, out: int
+) -> dict[str, Any] | None:
     """Execute the program and the set-up code in a module; reports what it raises on `out`."""
     module = types.ModuleType(name)
     sys.modules[name] = module
     try:
         exec(compile(source, _PROGRAM_FILE, "exec"), module.__dict__)
-        if setup:
-            exec(compile(setup, "<setup>", "exec"), module.__dict__)
+        if setup is not None:
+            exec(setup, module.__dict__)
     except BaseException as error:
         frames.write(out, ["load", *report(error)])
         return None

@@ -12,21 +12,39 @@ class BadFrame(ValueError):
     """A frame is too long or is no JSON."""
 
 
+def dump(message: Any) -> bytes:
+    """The JSON of a message, without a length before it."""
+    return _encode(message).encode()
+
+
 def pack(message: Any) -> bytes:
-    body = json.dumps(message, separators=(",", ":")).encode()
+    return _framed(dump(message))
+
+
+def numbered(number: int, body: bytes) -> bytes:
+    """A frame of the list [number, message] from the message's JSON."""
+    return _framed(b"[%d,%b]" % (number, body))
+
+
+def _framed(body: bytes) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
 def unpack(body: bytes) -> Any:
     """The JSON of one frame; raises BadFrame, whatever the bytes are."""
     try:
-        return json.loads(body, parse_constant=_refuse)
+        return _decode(body.decode())
     except (ValueError, RecursionError) as error:
         raise BadFrame(str(error)[:200]) from None
 
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+# `json.dumps` and `json.loads` would make these anew for each frame.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 
 def split(data: bytes | bytearray) -> tuple[list[bytes], int]:
@@ -69,8 +87,3 @@ def _read_exactly(fd: int, count: int) -> bytes:
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
-
-
-def dump(message: Any) -> bytes:
-    """The JSON of a message, without a length before it."""
-    return json.dumps(message, separators=(",", ":")).encode()

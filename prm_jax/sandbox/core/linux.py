@@ -5,8 +5,10 @@ wrapper raises OSError with the kernel's errno.
 """
 
 import ctypes
+import functools
 import os
 import struct
+from typing import Any
 
 MACHINE = os.uname().machine
 SUPPORTED_MACHINES = ("x86_64", "aarch64")
@@ -86,17 +88,45 @@ def mount_setattr(path: str, attributes: int, recursive: bool) -> None:
     syscall("mount_setattr", _AT_FDCWD, os.fsencode(path), flags, attr, 32)
 
 
+class Prepared:
+    """A system call whose arguments are laid out, so that a forked child makes no objects for it.
+
+    Calling it raises OSError. The buffers are those of the arguments: who changes them changes
+    the call.
+    """
+
+    def __init__(self, what: str, function: Any, *arguments: Any):
+        self._what = what
+        self._call = functools.partial(function, *arguments)
+
+    def __call__(self) -> None:
+        if self._call() < 0:
+            _check(-1, self._what)
+
+
+def prepared_prctl(option: int, value: Any = 0) -> Prepared:
+    """`prctl` with this option and one argument, a number or a ctypes buffer."""
+    words = [ctypes.c_ulong(value) if isinstance(value, int) else value]
+    words += [ctypes.c_ulong(0)] * 3
+    return Prepared(f"prctl({option})", _libc.prctl, ctypes.c_int(option), *words)
+
+
 def prctl(option: int, value: int = 0) -> None:
-    zero = ctypes.c_ulong(0)
-    result = _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero)
-    _check(result, f"prctl({option})")
+    prepared_prctl(option, value)()
+
+
+def prepared_capabilities(*capabilities: int) -> Prepared:
+    """Keep these capabilities (permitted and effective) and drop all others."""
+    low = sum(1 << c for c in capabilities)
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0), 8)
+    sets = ctypes.create_string_buffer(struct.pack("=6I", low, low, 0, 0, 0, 0), 24)
+    number = ctypes.c_long(_NUMBERS["capset"][_COLUMN])
+    return Prepared("capset", _libc.syscall, number, header, sets)
 
 
 def set_capabilities(*capabilities: int) -> None:
-    """Keep these capabilities (permitted and effective) and drop all others."""
-    low = sum(1 << c for c in capabilities)
-    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
-    syscall("capset", header, struct.pack("=6I", low, low, 0, 0, 0, 0))
+    """Keep these capabilities (permitted and effective) and drop all others; raises OSError."""
+    prepared_capabilities(*capabilities)()
 
 
 def sethostname(name: bytes) -> None:
@@ -111,16 +141,27 @@ class SeccompFilter:
         self._code = ctypes.create_string_buffer(code, len(code))
         padded = struct.pack("=HxxxxxxQ", len(instructions), ctypes.addressof(self._code))
         self._program = ctypes.create_string_buffer(padded, len(padded))
+        filter_mode, zero = ctypes.c_ulong(2), ctypes.c_ulong(0)
+        self._install = Prepared(
+            "seccomp filter",
+            _libc.prctl,
+            ctypes.c_int(PR_SET_SECCOMP),
+            filter_mode,
+            self._program,
+            zero,
+            zero,
+        )
+        self._words = memoryview(self._code).cast("B").cast("I")
 
-    def replace(self, old: int, new: int) -> None:
-        """Put another constant in the place of every one that equals `old`."""
-        raw = self._code.raw
-        for at in range(4, len(raw), 8):
-            if raw[at : at + 4] == struct.pack("=I", old):
-                self._code[at : at + 4] = struct.pack("=I", new)
+    def places(self, constant: int) -> list[int]:
+        """Where this constant stands: arguments for `put`."""
+        return [at for at in range(1, len(self._words), 2) if self._words[at] == constant]
+
+    def put(self, places: list[int], constant: int) -> None:
+        """Another constant in these places."""
+        for at in places:
+            self._words[at] = constant
 
     def install(self) -> None:
-        """Filters stack and cannot be removed; needs no_new_privs."""
-        zero = ctypes.c_ulong(0)
-        result = _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), self._program, zero, zero)
-        _check(result, "seccomp filter")
+        """Filters stack and cannot be removed; needs no_new_privs. Raises OSError."""
+        self._install()

@@ -7,6 +7,7 @@ only a backstop, and time that a child spent waiting for a core does not count t
 import dataclasses
 import fcntl
 import json
+import marshal
 import os
 import select
 import signal
@@ -14,19 +15,21 @@ import socket
 import sys
 import time
 
-from prm_jax.sandbox.core import cgroup, frames, paths, start_code, tiers
+from prm_jax.sandbox.core import cgroup, paths, start_code, tiers
 from prm_jax.sandbox.core.verdicts import Outcome, Spec, parse_frames
-from prm_jax.sandbox.core.zygote import ENDED, NO_MEMORY
+from prm_jax.sandbox.core.zygote import ENDED, MODES, NO_MEMORY, REQUEST
 
-_MESSAGE_BYTES = 1 << 20
+_MESSAGE_BYTES = 1 << 16
 _MSG_CMSG_CLOEXEC = 0x40000000
 _WALL_FACTOR, _WALL_EXTRA_S = 10.0, 10.0
 _LEAST_CHECK_S, _MOST_CHECK_S = 0.01, 0.5
 _MIB = 1 << 20
+_MOST_MEMORY_BYTES = 1 << 60  # what a limit can say, with room for what is added to it
 _ZYGOTE_SHARE_BYTES = 192 * _MIB  # of a cgroup's limit: the zygote and what a child shares with it
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
     "TZ": "UTC", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
+    "LD_BIND_NOW": "1",  # or every child looks up the same symbols
     "MALLOC_ARENA_MAX": "2",  # each reserves 64 MiB of a program's address space
 }  # fmt: skip
 
@@ -73,9 +76,21 @@ class Run:
     def read(self, fd: int) -> bool:
         """Take what is there; False at the end of the pipe or past the limit."""
         try:
-            data = os.read(fd, 1 << 16)
+            return self._take(fd)
         except BlockingIOError:
             return True
+
+    def drain(self) -> None:
+        """Take all that a child which has ended left in its pipes."""
+        for fd in self.fds():
+            try:
+                while self._take(fd):
+                    pass
+            except BlockingIOError:
+                pass
+
+    def _take(self, fd: int) -> bool:
+        data = os.read(fd, 1 << 16)
         buffer = self.stdout if fd == self.stdout_fd else self.report
         buffer += data
         limit = self.spec.limits.output_bytes
@@ -200,22 +215,22 @@ class Zygote:
         spec = run.spec
         self.run = run
         self.jobs += 1
-        fds = [_memory_file(frames.dump(spec.job))]
+        fds = [_memory_file(marshal.dumps(spec.job))]
         if spec.mode == "stdio":
             run.stdout_fd, theirs = _pipe()
             fds += [_memory_file(spec.stdin), theirs]
         run.report_fd, theirs = _pipe()
-        request = {
-            "mode": spec.mode,
-            "cpu_s": spec.limits.cpu_s,
-            "memory_bytes": spec.limits.memory_bytes,
-        }
+        request = REQUEST.pack(
+            MODES.index(spec.mode),
+            spec.limits.cpu_s,
+            min(spec.limits.memory_bytes, _MOST_MEMORY_BYTES),
+        )
         fds += [*more_fds, theirs]
         run.started = time.monotonic()
         try:
             if self.group:
                 self.group.limit(spec.limits.memory_bytes + _ZYGOTE_SHARE_BYTES)
-            socket.send_fds(self.socket, [json.dumps(request).encode()], fds)
+            socket.send_fds(self.socket, [request], fds)
         except OSError as error:
             raise Infrastructure(f"zygote lost: {error}") from error
         finally:
@@ -226,9 +241,7 @@ class Zygote:
         run = self.run
         assert run is not None
         self.run = None
-        for fd in run.fds():
-            while select.select([fd], [], [], 0)[0] and run.read(fd):
-                pass
+        run.drain()
         found = parse_frames(run.report)
         cpu_s = user_s + system_s
         by_signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

@@ -25,9 +25,9 @@ def run(job: dict[str, Any], requests: int, responses: int, out: int) -> int:
     i = 0
     try:
         _resolve(job["names"], namespace, link)
-        for i, statement in enumerate(job["tests"]):
+        for i, code in enumerate(job["tests"]):
             try:
-                exec(compile(statement, "<tests>", "exec"), namespace)
+                exec(code, namespace)
             except Gone:
                 raise
             except BaseException as error:
@@ -45,7 +45,7 @@ def run(job: dict[str, Any], requests: int, responses: int, out: int) -> int:
 def _resolve(names: dict[str, Any], namespace: dict[str, Any], link: "_Link") -> None:
     """Bind the names that the tests do not define: from modules, or what the program defines."""
     for name, source in names.items():
-        if isinstance(source, list):
+        if isinstance(source, tuple):
             module, attribute = source
             found = importlib.import_module(module)
             namespace[name] = getattr(found, attribute) if attribute else found

@@ -7,9 +7,9 @@ that holds the expected values and the only one whose word counts.
 
 import dataclasses
 import functools
-import json
 import re
 import signal
+import types
 from collections.abc import Generator
 from typing import Any
 
@@ -17,6 +17,7 @@ from prm_jax.sandbox.core import asserts, compare, frames, values
 
 Verdict = dict[str, Any]
 _MAX_CACHED_TESTS, _MAX_CACHED_CHARACTERS = 1024, 1 << 16
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # what reading code raises
 _MAX_MESSAGE = 1000
 _TESTER_CPU_S = 5.0  # over the program's own limit
 
@@ -74,7 +75,7 @@ def judge(program: str, tests: dict[str, Any], limits: Limits) -> Steps:
     if kind == "check":
         plan, tolerance = _cached(_check_plan, tests["code"], tests["entry_point"]), 0.0
     else:
-        plan = _cached(_call_plan, json.dumps([tests["asserts"], tests["setup"]]))
+        plan = _cached(_call_plan, tests["setup"], *tests["asserts"])
         tolerance = tests["float_tolerance"]
     if plan.conditions is None:
         return _proxied(program, plan, limits)
@@ -89,28 +90,33 @@ def _cached(plan: Any, *texts: str) -> "_Plan":
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    setup: str
-    expressions: list[str]
+    """Tests as children get them: compiled once, however many programs are judged by them."""
+
+    setup: types.CodeType | None
+    expressions: list[types.CodeType]
     conditions: list[asserts.Condition] | None  # None: the tests run whole, in a tester
-    tests: list[str]
+    tests: list[types.CodeType]
     names: dict[str, Any]
     stop_at_first: bool
     numpy: bool
 
 
 @functools.lru_cache(_MAX_CACHED_TESTS)
-def _call_plan(key: str) -> _Plan:
-    statements, setup = json.loads(key)
+def _call_plan(setup: str, *statements: str) -> _Plan:
     if not statements:
         raise BadTests("there are no tests: a program cannot pass or fail")
-    numpy = bool(_NUMPY.search(key))
+    numpy = any(_NUMPY.search(text) for text in (setup, *statements))
     try:
-        expressions, conditions = asserts.split(statements, setup)
-        return _Plan(setup, expressions, conditions, [], {}, False, numpy)
-    except asserts.NotSplit:
-        names = _names("\n".join([setup, *statements]))
-        return _Plan(setup, [], None, statements, names, False, numpy)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        before = asserts.compiled(setup, "<setup>", "exec") if setup else None
+        try:
+            expressions, conditions = asserts.split(list(statements), setup)
+        except asserts.NotSplit:
+            names = _names("\n".join([setup, *statements]))
+            tests = [asserts.compiled(s, "<tests>", "exec") for s in statements]
+            return _Plan(before, [], None, tests, names, False, numpy)
+        codes = [asserts.compiled(e, "<test>", "eval") for e in expressions]
+        return _Plan(before, codes, conditions, [], {}, False, numpy)
+    except _UNREADABLE as error:
         raise BadTests(f"the tests cannot be read: {error}") from error
 
 
@@ -126,16 +132,22 @@ def _check_plan(code: str, entry_point: str) -> _Plan:
     numpy = bool(_NUMPY.search(code))
     try:
         expressions, conditions = asserts.split_check(code, entry_point)
-    except (asserts.NotSplit, SyntaxError, ValueError, RecursionError, MemoryError):
-        return _Plan("", [], None, [test], names, True, numpy)
-    return _Plan("", expressions, conditions, [], {}, True, numpy)
+        codes = [asserts.compiled(e, "<test>", "eval") for e in expressions]
+        return _Plan(None, codes, conditions, [], {}, True, numpy)
+    except (asserts.NotSplit, *_UNREADABLE):
+        pass
+    try:
+        tests = [asserts.compiled(test, "<tests>", "exec")]
+    except _UNREADABLE as error:
+        raise BadTests(f"the tests cannot be read: {error}") from error
+    return _Plan(None, [], None, tests, names, True, numpy)
 
 
 def _names(code: str) -> dict[str, Any]:
     """For each free name: an expression for the program, or the (module, attribute) it means."""
     try:
         return {name: name for name in asserts.free_names(code)} | asserts.sources(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except _UNREADABLE as error:
         raise BadTests(f"the tests cannot be read: {error}") from error
 
 
@@ -231,7 +243,7 @@ def _death(outcome: Outcome) -> tuple[str, str]:
 def _proxied(program: str, plan: _Plan, limits: Limits) -> Steps:
     candidate = {"program": program, "output_bytes": limits.output_bytes}
     tester = {
-        "tests": [plan.setup, *plan.tests] if plan.setup else plan.tests,
+        "tests": ([plan.setup] if plan.setup else []) + plan.tests,
         "names": plan.names,
         "stop_at_first": plan.stop_at_first,
         "output_bytes": limits.output_bytes,

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import importlib
 import json
+import marshal
 import os
 import random
 import resource
@@ -40,6 +41,8 @@ _PRELOADED = (
     "types unicodedata dataclasses locale encodings.idna encodings.latin_1"
 ).split()
 
+MODES = ("calls", "stdio", "candidate", "tester")  # of children
+REQUEST = struct.Struct("<BdQ")  # place of the mode, CPU seconds, bytes of memory
 ENDED = struct.Struct("<iddQ")  # wait status, user seconds, system seconds, peak bytes
 NO_MEMORY = 71  # exit status of a child whose limit is too low to begin
 _NOWHERE = "/proc"  # where programs start that have no root of their own: nothing can be made there
@@ -55,17 +58,14 @@ _LIMITS = (  # the same for every program; children inherit them
     (resource.RLIMIT_MSGQUEUE, 0),
     (resource.RLIMIT_NOFILE, 256),
 )
-_CHILD_MODES: dict[str, Callable[[dict[str, Any], list[int]], int]] = {
-    "calls": lambda job, fds: child.run_calls(job, fds[0]),
-    "stdio": lambda job, fds: child.run_stdio(job, fds[0]),
-    "candidate": lambda job, fds: candidate.serve(job, *fds),
-    "tester": lambda job, fds: tester.run(job, *fds),
-}
+_RUN = (child.run_calls, child.run_stdio, candidate.serve, tester.run)  # as in MODES
+_READY = frames.pack(["ready"])
+_FDS_BYTES = socket.CMSG_SPACE(8 * 4)
 
 
 def main() -> None:
     """Started by exec with the control socket as file descriptor 3."""
-    control = socket.socket(fileno=3)
+    control = socket.SocketType(fileno=3)  # the plain one, without Python's own part
     config = json.loads(control.recv(1 << 20))
     try:
         serve = _prepare(control, config)
@@ -75,7 +75,7 @@ def main() -> None:
     serve()
 
 
-def _prepare(control: socket.socket, config: dict[str, Any]) -> Callable[[], None]:
+def _prepare(control: socket.SocketType, config: dict[str, Any]) -> Callable[[], None]:
     """Import, enter the jail, forget the sandbox's own modules; returns the loop to run."""
     layers = set(config["layers"])
     for name in _PRELOADED:
@@ -114,10 +114,11 @@ def _rehearse() -> None:
         "    for i in range(x):\n        if i % 2 == 0:\n            total[i] = A(i).x + 1.5\n"
         "    return sorted((k, str(v)) for k, v in total.items())\n"
     )
-    job = {"program": program, "setup": "", "expressions": ["f(9)", "g"], "output_bytes": 1 << 16}
+    codes = [compile(text, "<test>", "eval") for text in ("f(9)", "g")]
+    job = {"program": program, "setup": None, "expressions": codes, "output_bytes": 1 << 16}
     null = os.open(os.devnull, os.O_WRONLY)
     for _ in range(20):  # until the interpreter has specialised the code
-        child.run_calls(frames.unpack(frames.dump(job)), null)
+        child.run_calls(marshal.loads(marshal.dumps(job)), null)
     os.close(null)
     del sys.modules["program"]
 
@@ -133,10 +134,14 @@ def _named(layer: str) -> Iterator[None]:
         ) from error
 
 
-def _send_self(control: socket.socket) -> None:
+def _send_self(control: socket.SocketType) -> None:
     own = os.pidfd_open(os.getpid())
-    socket.send_fds(control, [b"self"], [own])
+    _send_fd(control, b"self", own)
     os.close(own)
+
+
+def _send_fd(control: socket.SocketType, message: bytes, fd: int) -> None:
+    control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))])
 
 
 def _preload_packages(folders: list[str]) -> None:
@@ -191,30 +196,18 @@ def _set_ids(uid: int) -> None:
 
 
 def _serve(
-    control: socket.socket, layers: set[str], config: dict[str, Any], baseline: tuple[int, int]
+    control: socket.SocketType, layers: set[str], config: dict[str, Any], baseline: tuple[int, int]
 ) -> None:
-    own = os.getpid()
-    child_filter = seccomp.child_filter(seccomp.ANY_PID) if "seccomp" in layers else None
+    enter = _Entrance(control, layers, config, baseline)
     while True:
-        message, fds, _, _ = socket.recv_fds(control, 65536, 8)
+        message, passed, _, _ = control.recvmsg(REQUEST.size, _FDS_BYTES)
         if not message:
             os._exit(0)
+        fds = memoryview(passed[0][2]).cast("i").tolist()
         pid = os.fork()
         if pid == 0:
             try:
-                control.close()
-                request = json.loads(message)
-                _limit(request, layers, baseline)
-                if "second_uid" in layers:
-                    _change_uid(config["uid"] + 1)
-                if "namespaces" not in layers:  # after the change of user, which would clear it
-                    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-                    if os.getppid() != own:
-                        os._exit(70)
-                if child_filter:
-                    child_filter.replace(seccomp.ANY_PID, os.getpid())
-                    child_filter.install()
-                status = _run_child(request, fds)
+                status = enter.run(message, fds)
             except MemoryError:
                 status = NO_MEMORY
             except BaseException:
@@ -225,7 +218,66 @@ def _serve(
         _wait(control, pid)
 
 
-def _wait(control: socket.socket, pid: int) -> None:
+class _Entrance:
+    """What a child does before its program runs, prepared: it makes few objects and calls.
+
+    All that a child writes to, counts of references included, is a page to copy: most of its time.
+    """
+
+    def __init__(
+        self,
+        control: socket.SocketType,
+        layers: set[str],
+        config: dict[str, Any],
+        baseline: tuple[int, int],
+    ):
+        self._control = control.fileno()
+        self._data, self._space = baseline[0], baseline[1] + _SLACK_AS
+        self._uid = config["uid"] + 1 if "second_uid" in layers else 0
+        self._drop_capabilities = linux.prepared_capabilities()
+        self._not_dumpable = linux.prepared_prctl(linux.PR_SET_DUMPABLE, 0)
+        # needed where no namespace ends with the zygote
+        self._zygote = 0 if "namespaces" in layers else os.getpid()
+        self._limit_processes = bool(layers & {"user", "second_uid"})
+        self._filter = seccomp.child_filter(seccomp.ANY_PID) if "seccomp" in layers else None
+        self._places = self._filter.places(seccomp.ANY_PID) if self._filter else []
+
+    def run(self, message: bytes, fds: list[int]) -> int:
+        """Put on what is left of the jail and run the job; returns the exit status."""
+        os.close(self._control)
+        mode, cpu_s, memory = REQUEST.unpack(message)
+        set_limit = resource.setrlimit
+        data, space = self._data + memory, self._space + memory
+        set_limit(resource.RLIMIT_DATA, (data, data + _SLACK_REPORT))
+        set_limit(resource.RLIMIT_AS, (space, space + _SLACK_REPORT))
+        seconds = int(cpu_s) + 2  # the broker is exact; this holds if it is gone
+        set_limit(resource.RLIMIT_CPU, (seconds, seconds))
+        if self._limit_processes:
+            set_limit(resource.RLIMIT_NPROC, (_MAX_THREADS, _MAX_THREADS))
+        if self._uid:
+            os.setresgid(self._uid, self._uid, self._uid)
+            os.setresuid(self._uid, self._uid, self._uid)
+            self._drop_capabilities()
+            self._not_dumpable()
+        if self._zygote:  # after the change of user, which would clear it
+            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != self._zygote:
+                return 70
+        if self._filter:
+            self._filter.put(self._places, os.getpid())
+            self._filter.install()
+        job = child.load_job(fds.pop(0))
+        gc.enable()
+        if MODES[mode] == "stdio":
+            for standard in (0, 1):
+                fd = fds.pop(0)
+                os.dup2(fd, standard)
+                os.close(fd)
+        os.write(fds[-1], _READY)  # from here on, what goes wrong is the program's doing
+        return _RUN[mode](job, *fds)
+
+
+def _wait(control: socket.SocketType, pid: int) -> None:
     """Announce a child that takes longer than a moment, and report how it ended."""
     pidfd = os.pidfd_open(pid)
     poller = select.poll()
@@ -233,41 +285,10 @@ def _wait(control: socket.socket, pid: int) -> None:
     poller.register(control, 0)  # only its hang-up
     ready = poller.poll(_SHORT_MS)
     if not ready:
-        socket.send_fds(control, [b"started"], [pidfd])
+        _send_fd(control, b"started", pidfd)
         ready = poller.poll()
     if any(fd == control.fileno() for fd, _ in ready):
         os._exit(0)
     os.close(pidfd)
     _, status, usage = os.wait4(pid, 0)
     control.send(ENDED.pack(status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024))
-
-
-def _change_uid(uid: int) -> None:
-    _set_ids(uid)
-    linux.set_capabilities()
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
-
-
-def _run_child(request: dict[str, Any], fds: list[int]) -> int:
-    job = child.load_job(fds[0])
-    rest = fds[1:]
-    gc.enable()
-    if request["mode"] == "stdio":
-        for fd, standard in ((rest.pop(0), 0), (rest.pop(0), 1)):
-            os.dup2(fd, standard)
-            os.close(fd)
-    frames.write(rest[-1], ["ready"])  # from here on, what goes wrong is the program's doing
-    return _CHILD_MODES[request["mode"]](job, rest)
-
-
-def _limit(request: dict[str, Any], layers: set[str], baseline: tuple[int, int]) -> None:
-    data, space = baseline
-    for kind, size in (
-        (resource.RLIMIT_DATA, data + request["memory_bytes"]),
-        (resource.RLIMIT_AS, space + request["memory_bytes"] + _SLACK_AS),
-    ):
-        resource.setrlimit(kind, (size, size + _SLACK_REPORT))
-    cpu_s = int(request["cpu_s"]) + 2  # the broker is exact; this holds if it is gone
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
-    if layers & {"user", "second_uid"}:
-        resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_THREADS, _MAX_THREADS))

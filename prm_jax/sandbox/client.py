@@ -27,6 +27,7 @@ _MAX_STARTS = 10  # of a broker, in a row
 _REMEMBERED = 1 << 16
 _WAITING_PER_JOB = 64
 _CLOSE_S = 5.0
+_READ_BYTES = 1 << 16  # at once; larger buffers would be mapped and unmapped each time
 
 Work = tuple[str, Tests, Limits]
 
@@ -43,8 +44,8 @@ class SandboxRefused(SandboxError):
 class _Open:
     """Work that the broker has, and everybody who waits for it."""
 
-    work: Work
-    key: bytes
+    request: bytes
+    key: bytes  # equal work has the same: verdicts outlive the programs, which may be large
     futures: list[Future[Verdict]]
     brokers: int = 1
 
@@ -99,17 +100,17 @@ class Sandbox:
         Waits while `64 x jobs` programs are ahead. Equal (program, tests, limits) are judged once,
         unless the verdict was a timeout.
         """
-        work = (program, tests, limits or Limits())
+        request = _request(program, tests, limits or Limits())
         future: Future[Verdict] = Future()
         future.set_running_or_notify_cancel()  # one waiter cannot cancel what others wait for
-        key = _key(work)
+        key = hashlib.blake2b(request, digest_size=32).digest()
         if not self._join(key, future):
             self._room.acquire()
-            number = self._register(work, key, future)
+            number = self._register(request, key, future)
             if number is None:
                 self._room.release()
             else:
-                self._send(frames.pack(_request(number, work)))
+                self._send(frames.numbered(number, request))
         return future
 
     def judge(self, works: Iterable[Work]) -> list[Verdict]:
@@ -148,7 +149,7 @@ class Sandbox:
         future.set_result(verdict)
         return True
 
-    def _register(self, work: Work, key: bytes, future: Future[Verdict]) -> int | None:
+    def _register(self, request: bytes, key: bytes, future: Future[Verdict]) -> int | None:
         """A number for new work; None if another thread has brought the same, or all is over."""
         if self._join(key, future):
             return None
@@ -158,7 +159,7 @@ class Sandbox:
                 return None
             number = self._next_id
             self._next_id += 1
-            self._open[number] = _Open(work, key, [future])
+            self._open[number] = _Open(request, key, [future])
             self._by_key[key] = number
             return number
 
@@ -239,7 +240,7 @@ class Sandbox:
         buffer = bytearray()
         while True:
             try:
-                data = self._socket.recv(1 << 20)
+                data = self._socket.recv(_READ_BYTES)
             except OSError:
                 data = b""
             buffer += data
@@ -281,17 +282,12 @@ class Sandbox:
             if item.brokers > _MAX_BROKERS:
                 self._settle(number, None, f"the broker died {_MAX_BROKERS} times on this program")
             else:
-                self._send(frames.pack(_request(number, item.work)))
+                self._send(frames.numbered(number, item.request))
         return True
 
 
-def _key(work: Work) -> bytes:
-    """What equal work shares: verdicts outlive the programs, which may be large."""
-    return hashlib.blake2b(frames.pack(_request(0, work)), digest_size=32).digest()
-
-
-def _request(number: int, work: Work) -> dict[str, Any]:
-    program, tests, limits = work
+def _request(program: str, tests: Tests, limits: Limits) -> bytes:
+    """All that a verdict hangs on, as JSON."""
     match tests:
         case CallTests():
             kind = "calls"
@@ -299,13 +295,14 @@ def _request(number: int, work: Work) -> dict[str, Any]:
             kind = "check"
         case StdioTests():
             kind = "stdio"
-    return {
-        "id": number,
-        "program": program,
-        "tests": {"kind": kind, **dataclasses.asdict(tests)},
-        "limits": {
-            "cpu_s": limits.cpu_s,
-            "memory_bytes": limits.memory_mib << 20,
-            "output_bytes": limits.output_bytes,
-        },
-    }
+    return frames.dump(
+        {
+            "program": program,
+            "tests": {"kind": kind, **vars(tests)},
+            "limits": {
+                "cpu_s": limits.cpu_s,
+                "memory_bytes": limits.memory_mib << 20,
+                "output_bytes": limits.output_bytes,
+            },
+        }
+    )

@@ -21,6 +21,7 @@ from prm_jax.sandbox.core.verdicts import BadTests, Limits, Spec, Steps
 _MAX_TRIES = 3
 _MAX_JOBS_PER_ZYGOTE = 10_000
 _RETEST_S = 300.0
+_READ_BYTES = 1 << 16  # at once; larger buffers would be mapped and unmapped each time
 _MAX_START_FAILURES, _START_FAILURES_S = 10, 10.0
 
 
@@ -56,7 +57,8 @@ class Broker:
         # when zygotes failed to start since the last one that did, without and with NumPy
         self._failures: dict[bool, list[float]] = {False: [], True: []}
         client.setblocking(False)
-        self._selector.register(client, selectors.EVENT_READ, None)
+        self._client_events = selectors.EVENT_READ
+        self._selector.register(client, self._client_events, None)
 
     def adopt(self, zygote: Zygote) -> None:
         """Take over a zygote that has passed its self-test."""
@@ -96,7 +98,7 @@ class Broker:
 
     def _receive(self) -> bool:
         try:
-            data = self._client.recv(1 << 20)
+            data = self._client.recv(_READ_BYTES)
         except BlockingIOError:
             return True
         except OSError:
@@ -105,8 +107,7 @@ class Broker:
         bodies, used = frames.split(self._incoming)
         del self._incoming[:used]
         for body in bodies:
-            request = frames.unpack(body)
-            self._waiting.append(Job(request["id"], request))
+            self._waiting.append(Job(*frames.unpack(body)))
         return bool(data)
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -121,8 +122,10 @@ class Broker:
         except OSError:
             sent = len(self._outgoing)  # the client is gone; reading will say so
         del self._outgoing[:sent]
-        write = selectors.EVENT_WRITE if self._outgoing else 0
-        self._selector.modify(self._client, selectors.EVENT_READ | write, None)
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
+        if wanted != self._client_events:
+            self._client_events = wanted
+            self._selector.modify(self._client, wanted, None)
 
     # ----------------------------------------------------------------------------------- jobs
 

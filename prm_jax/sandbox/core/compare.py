@@ -14,6 +14,8 @@ from typing import Any
 from prm_jax.sandbox.core import values
 from prm_jax.sandbox.core.values import Malformed
 
+_PLAIN = (int, str, bool, type(None))  # these need no canonical form among their own kind
+
 
 class NeverEqual(Exception):
     """The value holds something that equals nothing: NaN, an iterator, an object."""
@@ -27,6 +29,8 @@ def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     try:
         if tolerance:
             return _close(a, b, tolerance)
+        if type(a) is type(b) and type(a) in _PLAIN:
+            return a == b
         return canonical(a) == canonical(b)
     except NeverEqual:
         return False

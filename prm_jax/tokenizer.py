@@ -15,6 +15,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from prm_jax.rl.stops import StopTable, stop_table
 from prm_jax.tokenizer_files import TokenizerError, TokenizerFiles, read_files
 
 EOS, PAD = "<eos>", "<pad>"  # of the tokenizers that are trained here
@@ -169,6 +170,10 @@ class Tokenizer:
         if left:
             raise ValueError(f"n_bytes = {n_bytes}, but the text has only {n_bytes - left} bytes")
         return list(ids)
+
+    def stop_table(self, strings: Sequence[str]) -> StopTable:
+        """The automaton that finds these strings while tokens are sampled, also across tokens."""
+        return stop_table([string.encode() for string in strings], self._table)
 
     # ---------------------------------------------------------------------------------- the rest
 

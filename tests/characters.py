@@ -11,6 +11,7 @@ class Characters:
     """
 
     pad_id, eos_id = 0, 1
+    eos_ids = (1,)
 
     def __init__(self):
         singles = [bytes([code]) for code in (10, *range(32, 127))]

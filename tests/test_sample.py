@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from prm_jax.config import MeshConfig, ModelConfig
 from prm_jax.model.heads import PolicyModel
 from prm_jax.model.score import token_logps
+from prm_jax.rl.stops import stop_table
 from prm_jax.sharding import init_params, make_mesh
 from prm_jax.steps.sample import choose, make_sampler
 
@@ -36,7 +37,7 @@ def params():
 @functools.cache
 def sampler(**settings):
     defaults = {
-        "completion_tokens": C, "samples_per_prompt": 1, "temperature": 1.0, "eos_id": NEVER,
+        "completion_tokens": C, "samples_per_prompt": 1, "temperature": 1.0, "eos_ids": (NEVER,),
     }  # fmt: skip
     return make_sampler(POLICY, mesh(), **(defaults | settings))
 
@@ -172,7 +173,7 @@ def test_settings_without_a_meaning_are_refused_by_name(setting, name):
 def test_the_grid_holds_prompt_completion_and_padding():
     free = sample(samples_per_prompt=4).tokens[:, P:]
     eos = int(free[5, 1])
-    s = sample(samples_per_prompt=4, eos_id=eos)
+    s = sample(samples_per_prompt=4, eos_ids=(eos,))
     tokens, valid = prompts()
     np.testing.assert_array_equal(s.tokens[:, :P], np.repeat(tokens, 4, axis=0))
     np.testing.assert_array_equal(s.valid[:, :P], np.repeat(valid, 4, axis=0))
@@ -247,10 +248,21 @@ def test_greedy_is_asked_for_by_temperature_zero_and_by_nothing_else():
 
 def test_eos_as_the_first_token_ends_the_row_with_that_token_alone():
     eos = int(sample(7).tokens[1, P])
-    s = sample(7, eos_id=eos)
+    s = sample(7, eos_ids=(eos,))
     assert s.completion_mask[1].sum() == 1 and s.completion_mask[1, P]
     assert s.tokens[1, P] == eos and (s.tokens[1, P + 1 :] == PAD).all()
     assert s.logp[1, P] == sample(7).logp[1, P] < 0 and (s.logp[1, P + 1 :] == 0).all()
+
+
+def test_any_of_several_ends_ends_a_row():
+    free = sample(7, samples_per_prompt=4).tokens[:, P:]
+    ends = (int(free[1, 0]), int(free[5, 2]))
+    s = sample(7, samples_per_prompt=4, eos_ids=ends)
+    for row in range(12):
+        found = np.flatnonzero(np.isin(free[row], ends))
+        length = found[0] + 1 if len(found) else C
+        assert s.completion_mask[row].sum() == length
+        np.testing.assert_array_equal(s.tokens[row, P : P + length], free[row, :length])
 
 
 def test_budget_bounds_the_new_tokens_of_each_prompt():
@@ -304,6 +316,116 @@ def test_a_prompt_of_padding_alone_does_no_harm():
     assert np.isfinite(s.logp).all() and (np.asarray(s.tokens[:, P:]) != PAD).all()
 
 
+# ------------------------------------------------------------------------------------ stop strings
+
+LONG = 24
+
+
+@functools.cache
+def stopping(seed):
+    """A sampler over random pieces of few letters, its pieces and its stop strings.
+
+    The vocabulary of the model has one token more than the pieces, as if its embedding were padded.
+    """
+    rng = np.random.default_rng(seed)
+    pieces = [b"", *(bytes(rng.choice([*b"ab\n"], rng.integers(4))) for _ in range(VOCAB - 2))]
+    # Three strings of three bytes: one program serves all seeds whose automata are of one size.
+    strings = [bytes(rng.choice([*b"ab\n"], 3)) for _ in range(3)]
+    stops = stop_table(strings, pieces)
+    return sampler(completion_tokens=LONG, stops=stops, samples_per_prompt=4), pieces, stops
+
+
+def said_until_over(tokens, pieces, strings, prefix=b""):
+    """How many tokens are chosen, choice by choice, in the joined bytes."""
+    said = b"\n" + prefix
+    for n, token in enumerate(tokens, start=1):
+        said += pieces[token] if token < len(pieces) else b""
+        if any(string in said for string in strings):
+            return n
+    return len(tokens)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("prefixes", [None, [b"", b"ab\na", b"bb\nab"]])
+def test_a_row_ends_with_the_token_that_completes_a_stop_string(seed, prefixes):
+    run, pieces, stops = stopping(seed)
+    budget = np.array([LONG, LONG, 7], np.int32)
+    args = (params(), *prompts(), budget, jax.random.key(seed))
+    state = None if prefixes is None else np.array([stops.start([p]) for p in prefixes], np.int32)
+    s = jax.tree.map(np.asarray, run(*args, state))
+    free = sampler(completion_tokens=LONG, samples_per_prompt=4)(*args)
+    free = np.asarray(free.tokens)[:, P:]
+    lengths = []
+    for row in range(12):
+        before = prefixes[row // 4] if prefixes else b""
+        wanted = said_until_over(free[row], pieces, stops.strings, before)
+        if any(string in b"\n" + before for string in stops.strings):
+            wanted = 0  # it was over before
+        lengths.append(min(wanted, budget[row // 4]))
+        completion, mask = s.tokens[row, P:], s.completion_mask[row, P:]
+        np.testing.assert_array_equal(mask, np.arange(LONG) < lengths[-1])
+        np.testing.assert_array_equal(completion, np.where(mask, free[row], PAD))
+    assert min(lengths[:8]) < LONG  # not only the budget ends rows
+    np.testing.assert_array_equal(s.valid[:, P:], s.completion_mask[:, P:])
+    np.testing.assert_array_equal(s.logp != 0, s.completion_mask)
+
+
+def test_an_end_and_a_stop_string_both_end_rows():
+    _, pieces, stops = stopping(0)
+    free = sampler(completion_tokens=LONG)(params(), *prompts(), 9 * FULL, jax.random.key(3))
+    free = np.asarray(free.tokens)[:, P:]
+    eos = int(free[0, 1])
+    run = sampler(completion_tokens=LONG, eos_ids=(eos,), stops=stops)
+    s = run(params(), *prompts(), 9 * FULL, jax.random.key(3))
+    for row in range(3):
+        ends = [n for n, token in enumerate(free[row], 1) if token == eos] or [LONG]
+        wanted = min(said_until_over(free[row], pieces, stops.strings), ends[0])
+        assert np.asarray(s.completion_mask)[row].sum() == wanted
+
+
+def test_without_stop_strings_the_program_is_the_same(monkeypatch):
+    """A table of none costs nothing: it is not even an argument."""
+    empty = stop_table([], [b""] * VOCAB)
+    run = sampler(stops=empty)
+    args = (params(), *prompts(), FULL, jax.random.key(1))
+    state = np.full(3, empty.start(), np.int32)
+    plain = sampler()(*args)
+    for s in (run(*args), run(*args, state)):
+        jax.tree.map(np.testing.assert_array_equal, s, plain)
+
+    class Lowered(Exception):
+        pass
+
+    def lower(jitted):
+        def stop(*args):
+            raise Lowered(jitted.lower(*args).as_text())
+
+        return stop
+
+    def program(**settings):
+        make = {"completion_tokens": C, "samples_per_prompt": 1, "temperature": 1.0}
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "jit", lambda *a, jit=jax.jit, **kwargs: lower(jit(*a, **kwargs)))
+            run = make_sampler(POLICY, mesh(), eos_ids=(), **make, **settings)
+        with pytest.raises(Lowered) as lowered:
+            run(*args)
+        return str(lowered.value)
+
+    assert program(stops=empty) == program() != program(stops=stopping(0)[2])
+
+
+def test_stops_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="eos_ids = .3, 0. has PAD"):
+        sampler(eos_ids=(3, PAD))
+    with pytest.raises(ValueError, match="stops has 25 tokens, but the model's vocabulary is 24"):
+        sampler(stops=stop_table([b"a"], [b"a"] * (VOCAB + 1)))
+    with pytest.raises(ValueError, match="stop_state is not allowed"):
+        sampler()(params(), *prompts(), FULL, jax.random.key(0), np.zeros(3, np.int32))
+
+
+# ------------------------------------------------------------------------------------- the program
+
+
 def test_other_params_and_keys_compile_nothing_new():
     sample(1)
     compiled = []
@@ -325,7 +447,7 @@ def test_other_params_and_keys_compile_nothing_new():
 def test_bfloat16_log_probs_agree_with_the_trainers_path():
     half = PolicyModel(dataclasses.replace(CONFIG, dtype="bfloat16"), VOCAB, PAD)
     run = make_sampler(
-        half, mesh(), completion_tokens=C, samples_per_prompt=2, temperature=1.0, eos_id=NEVER
+        half, mesh(), completion_tokens=C, samples_per_prompt=2, temperature=1.0, eos_ids=(NEVER,)
     )
     s = run(params(), *prompts(), FULL, jax.random.key(0))
     logp, _ = jax.jit(functools.partial(token_logps, half, temperature=1.0))(

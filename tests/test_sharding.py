@@ -240,7 +240,7 @@ def batch():
 @functools.cache
 def sampled(name):
     run = make_sampler(
-        POLICY, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0, eos_id=1
+        POLICY, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0, eos_ids=(1,)
     )
     return run(params(name), *batch(), jax.random.key(1))
 
@@ -287,7 +287,7 @@ def test_the_cache_and_the_logits_are_split_inside_the_sampler(name, monkeypatch
     programs, jit = [], jax.jit
     monkeypatch.setattr(jax, "jit", lambda *a, **k: programs.append(jit(*a, **k)) or programs[-1])
     make_sampler(
-        POLICY, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0, eos_id=1
+        POLICY, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0, eos_ids=(1,)
     )
     with jax.set_mesh(mesh(name)):
         text = programs[-1].lower(params(name), *batch(), jax.random.key(1)).compile().as_text()
@@ -306,7 +306,12 @@ def test_the_cache_and_the_logits_are_split_inside_the_sampler(name, monkeypatch
 
 def test_prompts_that_do_not_divide_over_the_devices_are_refused_with_the_mend():
     run = make_sampler(
-        POLICY, mesh("fsdp"), completion_tokens=C, samples_per_prompt=K, temperature=1.0, eos_id=1
+        POLICY,
+        mesh("fsdp"),
+        completion_tokens=C,
+        samples_per_prompt=K,
+        temperature=1.0,
+        eos_ids=(1,),
     )
     with pytest.raises(ValueError, match=r"6 prompts .*8 devices.*budget 0"):
         run(params("fsdp"), *(x[:6] for x in batch()), jax.random.key(0))

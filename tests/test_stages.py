@@ -148,7 +148,9 @@ def sampled_in_bulk(mesh, journal: Journal, memo: Memo | None = None):
         mesh=mesh,
         policy=policy,
         tokenizer=SimpleNamespace(
-            eos_id=1, pad_id=0, decode=lambda ids: "".join("..abcdefgh"[i] for i in ids if i > 1)
+            eos_ids=(1,),
+            pad_id=0,
+            decode=lambda ids: "".join("..abcdefgh"[i] for i in ids if i > 1),
         ),
         prompt_ids=lambda problem: [2 + int(c) % 6 for c in problem.task_id],
         judge=judge,

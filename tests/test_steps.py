@@ -67,7 +67,12 @@ def sampled(mesh: Mesh) -> Samples:
     tokens = np.where(valid, rng.integers(2, VOCAB, (B, P)), PAD).astype(np.int32)
     budget = np.arange(B, dtype=np.int32) % C + 1  # completions of all lengths
     sampler = make_sampler(
-        POLICY, mesh, completion_tokens=C, samples_per_prompt=1, temperature=TEMPERATURE, eos_id=EOS
+        POLICY,
+        mesh,
+        completion_tokens=C,
+        samples_per_prompt=1,
+        temperature=TEMPERATURE,
+        eos_ids=(EOS,),
     )
     return sampler(policy_params(mesh), tokens, valid, budget, jax.random.key(5))
 

@@ -83,7 +83,7 @@ class Sampling:
             samples_per_prompt=samples,
             temperature=temperature,
             top_p=top_p,
-            eos_id=run.tokenizer.eos_id,
+            eos_ids=run.tokenizer.eos_ids,
         )
         self.seconds = 0.0  # spent on the units so far, also by a run that was killed since
         self._starts_per_unit = max(1, run.config.device_batch // samples)  # on any mesh

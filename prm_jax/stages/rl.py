@@ -156,7 +156,7 @@ class _Rollouts:
             completion_tokens=run.config.max_completion_tokens,
             samples_per_prompt=config.samples_per_prompt,
             temperature=config.temperature,
-            eos_id=run.tokenizer.eos_id,
+            eos_ids=run.tokenizer.eos_ids,
         )
 
     def sample(

@@ -6,16 +6,18 @@ and top_k = 0 they are what `token_logps` gives at the same temperature.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from prm_jax.model.attention import Cache
 from prm_jax.model.heads import PolicyModel
+from prm_jax.rl.stops import DONE, StopTable
 from prm_jax.sharding import (
     abstract_params,
     batch_sharding,
@@ -25,7 +27,7 @@ from prm_jax.sharding import (
 )
 from prm_jax.types import Samples
 
-Sampler = Callable[[Any, Any, Any, Any, jax.Array], Samples]
+Sampler = Callable[..., Samples]  # its arguments are those of make_sampler's program
 
 
 def make_sampler(
@@ -37,13 +39,18 @@ def make_sampler(
     temperature: float,
     top_p: float = 1.0,
     top_k: int = 0,
-    eos_id: int,
+    eos_ids: Sequence[int],
+    stops: StopTable | None = None,
 ) -> Sampler:
     """A jitted `(params, tokens [N,P], valid [N,P], budget [N] int32, key) -> Samples [N*K, P+C]`.
 
-    Prompts are left-padded. The K samples of a prompt are adjacent rows. A row ends with EOS, which
-    counts as chosen, or after `budget` new tokens (at most C = completion_tokens); PAD follows, and
-    is never chosen. temperature = 0 is greedy, with log-prob 0. The same key repeats bit for bit.
+    Prompts are left-padded. The K samples of a prompt are adjacent rows. A row ends with a token of
+    `eos_ids` or with the token that completes a stop string, both of which count as chosen, or
+    after `budget` new tokens (at most C = completion_tokens); PAD follows, and is never chosen.
+    temperature = 0 is greedy, with log-prob 0. The same key repeats bit for bit.
+
+    With `stops` the sampler takes one more argument, `stop_state [N] int32`: `stops.start` of the
+    part of the response that a prompt ends with, by default of none.
 
     N must be a multiple of the devices on data x fsdp.
     """
@@ -52,11 +59,19 @@ def make_sampler(
             f"completion_tokens = {completion_tokens} and samples_per_prompt = "
             f"{samples_per_prompt} are not allowed: both must be at least 1"
         )
+    if model.pad_id in eos_ids:
+        raise ValueError(f"eos_ids = {tuple(eos_ids)} has PAD, which is never chosen: leave it out")
     _check_choice(temperature, top_p, top_k)
     rows = batch_sharding(mesh)
     everywhere = replicated(mesh)
+    table = None
+    if stops is not None and stops.strings:
+        table = jax.device_put(_of_vocabulary(stops, model.vocab_size), everywhere)
 
-    def sample(params: Any, tokens: Array, valid: Array, budget: Array, key: Array) -> Samples:
+    def sample(
+        params: Any, tokens: Array, valid: Array, budget: Array, key: Array, stop_state: Any,
+        table: Any,
+    ) -> Samples:  # fmt: skip
         read: Any = functools.partial(model.apply, {"params": params})
         batch, p = tokens.shape[0] * samples_per_prompt, tokens.shape[1]
         # Rows first: a row's draws are then the same in a larger batch.
@@ -74,7 +89,7 @@ def make_sampler(
         limit = repeat(jnp.minimum(budget, completion_tokens))
 
         def next_token(carry: Any) -> Any:
-            step, hidden, completion, alive, chosen, logps, mask = carry
+            step, hidden, completion, alive, chosen, logps, mask, state = carry
             logits = read(hidden, method="logits")[:, 0]
             token, logp = choose(
                 logits, uniforms[step], temperature=temperature, top_p=top_p, top_k=top_k
@@ -82,22 +97,29 @@ def make_sampler(
             here = (columns == step) & alive[:, None]
             chosen = jnp.where(here, token[:, None], chosen)
             logps = jnp.where(here, logp[:, None], logps)
-            alive &= (token != eos_id) & (step + 1 < limit)
+            alive &= step + 1 < limit
+            for eos_id in eos_ids:
+                alive &= token != eos_id
+            if table is not None:
+                state = table[state, token].astype(jnp.int32)
+                alive &= state != DONE
             cache = Cache(prompt, valid, completion, step)
             hidden, completion = read(token[:, None], alive[:, None], cache, method="hidden")
-            return step + 1, hidden, completion, alive, chosen, logps, mask | here
+            return step + 1, hidden, completion, alive, chosen, logps, mask | here, state
 
+        state = None if table is None else repeat(stop_state)
         carry = (
             jnp.int32(0),
             repeat(hidden),
             tuple((empty(k), empty(v)) for k, v in prompt),
-            limit > 0,
+            limit > 0 if state is None else (limit > 0) & (state != DONE),
             jnp.full((batch, completion_tokens), model.pad_id, jnp.int32),
             jnp.zeros((batch, completion_tokens), jnp.float32),
             jnp.zeros((batch, completion_tokens), bool),
+            state,
         )
         carry = jax.lax.while_loop(lambda carry: carry[3].any(), next_token, carry)
-        *_, chosen, logps, mask = carry
+        *_, chosen, logps, mask, _ = carry
         before = ((0, 0), (p, 0))
         return Samples(
             tokens=jnp.concatenate([repeat(tokens), chosen], axis=1),
@@ -108,19 +130,42 @@ def make_sampler(
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
     jitted = jax.jit(
-        sample, in_shardings=(shardings, rows, rows, rows, everywhere), out_shardings=rows
+        sample,
+        in_shardings=(shardings, rows, rows, rows, everywhere, rows, everywhere),
+        out_shardings=rows,
     )
 
-    def under_mesh(params: Any, tokens: Any, valid: Any, budget: Any, key: jax.Array) -> Samples:
+    def under_mesh(
+        params: Any, tokens: Any, valid: Any, budget: Any, key: jax.Array, stop_state: Any = None
+    ) -> Samples:
         if tokens.shape[0] % batch_shards(mesh):
             raise ValueError(
                 f"{tokens.shape[0]} prompts do not divide over the {batch_shards(mesh)} devices of "
                 "mesh axes data x fsdp: pad them with prompts of budget 0"
             )
+        if stops is None and stop_state is not None:
+            raise ValueError("stop_state is not allowed: this sampler was made without stops")
+        if table is None:
+            stop_state = None
+        elif stop_state is None:
+            assert stops is not None
+            stop_state = np.full(tokens.shape[0], stops.start(), np.int32)
         with jax.set_mesh(mesh):
-            return jitted(params, tokens, valid, budget, key)
+            return jitted(params, tokens, valid, budget, key, stop_state, table)
 
     return under_mesh
+
+
+def _of_vocabulary(stops: StopTable, vocab_size: int) -> np.ndarray:
+    """`next_state` for all ids of the model; those beyond the tokenizer's have no bytes."""
+    n_states, n_tokens = stops.next_state.shape
+    if n_tokens > vocab_size:
+        raise ValueError(
+            f"stops has {n_tokens} tokens, but the model's vocabulary is {vocab_size}: make it "
+            "with the tokenizer of the model"
+        )
+    same = np.arange(n_states, dtype=np.int16)[:, None]
+    return np.hstack([stops.next_state, np.repeat(same, vocab_size - n_tokens, axis=1)])
 
 
 def choose(

@@ -19,7 +19,7 @@ from made_up_run import made_up_program, made_up_results, make_workdir, write_pr
 from prm_jax.metrics import MetricsLog
 from prm_jax.report import ReportError, figures, write_report
 from prm_jax.report import page as page_module
-from prm_jax.report.page import signed, visible
+from prm_jax.report.templates import signed, visible
 
 HOSTILE = "</code></td></table><script>alert(1)</script><img src=x onerror=alert(2)>"
 

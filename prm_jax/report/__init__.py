@@ -6,5 +6,6 @@ to be missing. `python -m prm_jax.report --workdir runs/tiny` redraws the page.
 """
 
 from prm_jax.report.page import ReportError, write_report
+from prm_jax.report.programs import write_programs
 
-__all__ = ["ReportError", "write_report"]
+__all__ = ["ReportError", "write_programs", "write_report"]

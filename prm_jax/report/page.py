@@ -1,26 +1,18 @@
-"""Fills `page.html` with what a workdir holds and writes `report.html` beside it.
-
-Programs are hostile text: the template escapes everything, characters that hide or reorder text
-are shown as escapes, and a content security policy lets nothing run or load but the page's own.
-"""
+"""Fills `page.html` with what a workdir holds and writes `report.html` beside it."""
 
 import base64
 import hashlib
 import json
-import os
-import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from prm_jax.metrics import duration, read_metrics
+from prm_jax.metrics import read_metrics
 from prm_jax.report import figures
+from prm_jax.report.templates import make_environment, read_css, with_suspect, write_page
 
 SCHEMA = 1
-_HERE = Path(__file__).parent
 
 # (metric, title, in percent), the most telling first: the first four that a run has are shown at
 # once, the rest is folded away.
@@ -79,29 +71,11 @@ def write_report(workdir: Path | str) -> Path:
         programs=_read_lines(workdir / "evaluate" / "scored.jsonl"),
         config=_read_json(workdir / "config.json"),
     )
-    path = workdir / "report.html"
-    new = path.with_name("report.html.new")
-    # Generated text may hold lone surrogates, which UTF-8 has no bytes for.
-    new.write_bytes(html.encode("utf-8", errors="replace"))
-    os.replace(new, path)
-    return path
+    return write_page(workdir / "report.html", html)
 
 
 def _page(*, results: dict, metrics: list, programs: list, config: dict | None) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = {
-        "percent": percent, "signed": signed, "decimal": decimal, "count": count,
-        "duration": duration,
-    }  # fmt: skip
-    # JSON null: the quantity is not defined, such as an AUC without a single wrong line.
-    environment.filters |= {name: _or_dash(function) for name, function in filters.items()}
-    environment.filters["visible"] = visible
+    environment = make_environment()
     arms = {arm: results["arms"][arm] for arm in figures.ARMS if arm in results.get("arms", {})}
     curves = [
         (title, svg)
@@ -112,7 +86,7 @@ def _page(*, results: dict, metrics: list, programs: list, config: dict | None) 
     horizons = {arm: {**r.get("by_horizon", {}), **_longer(r)} for arm, r in arms.items()}
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     return environment.get_template("page.html").render(
-        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        css=read_css(),
         script=Markup(_SCRIPT),
         script_digest=digest,
         results=results,
@@ -131,45 +105,9 @@ def _page(*, results: dict, metrics: list, programs: list, config: dict | None) 
         long=_long,
         prm=prm,
         calibration=figures.calibration(prm["calibration"]) if prm.get("calibration") else None,
-        programs=[_with_marks(program, prm) for program in programs],
+        programs=[with_suspect(p, prm.get("first_error", {}).get("threshold")) for p in programs],
         config=None if config is None else json.dumps(config, indent=2, ensure_ascii=False),
     )
-
-
-def percent(fraction: float, digits: int = 1) -> str:
-    """A fraction as percent, without the sign: 0.683 -> `68.3`."""
-    return f"{100 * fraction:.{digits}f}"
-
-
-def decimal(number: float, digits: int = 2) -> str:
-    """A number without sign: 1.6524 -> `1.65`."""
-    return f"{number:.{digits}f}"
-
-
-def count(number: int) -> str:
-    """An integer in groups of three: 46012 -> `46 012`, with no-break spaces."""
-    return f"{number:,}".replace(",", "\N{NO-BREAK SPACE}")
-
-
-def signed(number: float, digits: int = 2) -> str:
-    """A number with its sign, set as people set it: `+0.83`, `−0.41`; what rounds to 0 has none."""
-    text = f"{number:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
-
-
-def visible(text: str) -> str:
-    """`text` with every character that hides, reorders or breaks text shown as its escape.
-
-    Control, format (bidirectional overrides, zero-width joiners), surrogate and private characters;
-    newline and tab stay.
-    """
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in text
-    )
-
-
-def _or_dash(function: Callable[..., str]) -> Callable[..., str]:
-    return lambda value, *arguments: "–" if value is None else function(value, *arguments)
 
 
 def _long(arm: dict[str, Any]) -> dict[str, Any]:
@@ -178,18 +116,6 @@ def _long(arm: dict[str, Any]) -> dict[str, Any]:
 
 def _longer(arm: dict[str, Any]) -> dict[str, Any]:
     return _long(arm).get("by_horizon", {})
-
-
-def _with_marks(program: dict[str, Any], prm: dict[str, Any]) -> dict[str, Any]:
-    """Adds `suspect`: the first line of code whose score is below the PRM's threshold."""
-    threshold = prm.get("first_error", {}).get("threshold")
-    suspects = [
-        index
-        for index, line in enumerate(program["lines"])
-        if threshold is not None and line["kind"] == "code" and line["score"] is not None
-        if line["score"] < threshold
-    ]
-    return {**program, "suspect": suspects[0] if suspects else None}
 
 
 def _read_json(path: Path) -> Any:

@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# run.sh NAME --zone ZONE [--bucket gs://...] -- ARGUMENTS: trains on all workers until it is done.
+#
+#     launch/run.sh demo --zone us-west4-a --bucket gs://my-bucket/a -- --config configs/tiny.py
+#
+# Starts `python -m prm_jax.train ARGUMENTS` on every worker, shows their logs together, each line
+# with its worker, and ends with the exit status of the worst. A spot slice that is taken away is
+# deleted, created again as it was and set up, and the same command goes on from the bucket.
+#
+# Ctrl-C stops the training (checkpoints stay). A lost connection or a closed laptop does not: the
+# same command joins the training again. The slice stays up, and costs money, until launch/delete.sh.
+#
+#   --bucket gs://BUCKET/RUN    where each worker mirrors its workdir, one folder per run; a spot slice
+#                           without it cannot go on after it was taken away
+#   --workdir WORKDIR       on the workers, in ~/prm_jax; default: runs/NAME
+#   --sync-every SECONDS    between two uploads (and one at the end); default: 600
+#   --restarts N            how often to go on after a preemption or exit status 75; default: 20
+#   --delete-when-done      delete the slice after exit status 0
+#   --zone, --project, --dry-run    as in launch/create.sh
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=slice.sh
+source "${BASH_SOURCE[0]%/*}/slice.sh"
+parse 'bucket= workdir= sync-every= restarts= delete-when-done' "$@"
+need_name
+here=${BASH_SOURCE[0]%/*} bucket=${bucket%/} workdir=${workdir:-runs/$name}
+sync_every=${sync_every:-600} restarts=${restarts:-20} me=$(quoted "$name" "${place[@]}")
+[[ $bucket =~ ^(gs://.+)?$ ]] || refuse "--bucket = '$bucket' is no bucket: give gs://BUCKET/RUN"
+[[ $workdir != gs://* ]] || refuse "--workdir = '$workdir' is a bucket: give --bucket '$workdir'"
+[[ $sync_every =~ ^[1-9][0-9]*$ ]] || refuse "--sync-every = '$sync_every': give whole seconds"
+[[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts = '$restarts': give a whole number, or 0"
+for word in ${rest[@]+"${rest[@]}"}; do
+    [[ $word != --workdir* ]] || refuse "$word goes before the --, so that it can be mirrored"
+done
+
+if [[ $poll_s =~ ^[1-9][0-9]*$ ]]; then naps=$poll_s nap_s=1; else naps=1 nap_s=$poll_s; fi
+scratch=$(mktemp -d) job='' attempts=0 status=''
+# shellcheck disable=SC2329  # trap calls these two
+finish() {
+    rm -rf "$scratch"
+    if [[ -n $dry_run ]]; then return; fi
+    if ! look; then
+        say "cannot see whether $name is still up: launch/status.sh $(quoted "${place[@]}")"
+    elif [[ $state != ABSENT || $node != ABSENT ]]; then
+        say "$name STILL EXISTS (queued resource $state, VMs $node); VMs cost money until" \
+            "launch/delete.sh $me"
+    else say "$name is gone: nothing of it costs money"; fi
+}
+# shellcheck disable=SC2329
+interrupt() {
+    trap 'exit 130' INT TERM
+    if [[ -n $job ]]; then
+        say "stopping the training on all workers (Ctrl-C again: leave it running there)"
+        kill -- "-$job" 2>/dev/null || true
+        on_workers 'bash prm_jax/launch/worker/train.sh stop' </dev/null ||
+            say "could not reach all workers: the training may still be running on $name"
+    fi
+    exit 130
+}
+trap finish EXIT
+trap interrupt INT TERM
+
+taken_away() { # by the service; what its user deleted is not brought back
+    [[ $initiator != USER ]] || return
+    case "$state $node" in
+        SUSPENDING* | SUSPENDED* | FAILED* | 'ACTIVE PREEMPTED' | 'ACTIVE TERMINATED') ;;
+        *) return 1 ;;
+    esac
+}
+
+bring_back() { # deletes the slice, creates it as it was and sets it up, until that succeeds
+    [[ $spot && $bucket ]] || { say "error: $name is $state, VMs $node; only a spot slice with" \
+        "--bucket is created again"; exit 1; }
+    while taken_away && ((restarts-- > 0)); do
+        say "$name was taken away (queued resource $state, VMs $node): creating it again"
+        while [[ $state == SUSPENDING ]]; do sleep "$poll_s"; look || true; done
+        if "$here/delete.sh" "$name" "${place[@]}" --yes && "$here/create.sh" "$name" \
+            "${place[@]}" "${made[@]}" --spot && "$here/setup.sh" "$name" "${place[@]}"; then return; fi
+        look || true
+    done
+    say "error: $name could not be brought back"
+    exit 1
+}
+
+attempt() { # one training; sets $status to the worst worker's, or to '' when the slice is lost
+    local command code='' each
+    command=$(quoted bash prm_jax/launch/worker/train.sh start "$(date +%Y%m%dT%H%M%S)-$$-$((++attempts))" \
+        "$workdir" "$bucket" "$sync_every" ${rest[@]+"${rest[@]}"})
+    if [[ -n $dry_run ]]; then on_workers "$command"; return; fi
+    rm -f "$scratch/code"
+    set -m # a group of its own: Ctrl-C is for `interrupt`
+    { on_workers "$command" </dev/null 2>&1 || code=$?; echo "${code:-0}" >"$scratch/code"; } |
+        tee "$scratch/log" &
+    job=$(jobs -p %%)
+    set +m
+    until [[ -s $scratch/code ]]; do
+        for ((nap = 0; nap < naps; nap++)); do [[ -s $scratch/code ]] || sleep "$nap_s"; done
+        if look && [[ $state != ACTIVE || $node == PREEMPTED || $node == TERMINATED ]]; then
+            kill -- "-$job" 2>/dev/null || true
+            break
+        fi
+    done
+    wait "$!" || true
+    [[ ! -s $scratch/code ]] || code=$(<"$scratch/code")
+    job='' status=$code # gcloud's is that of the first worker that failed
+    [[ -n $code ]] || return 0
+    while read -r each; do
+        if ((status == 0 || status == 75 && each > 0 || each != 75 && each > status)); then status=$each; fi
+    done < <(sed -n 's/^\[worker [0-9]*\] prm_jax.train ended with exit status //p' "$scratch/log")
+}
+
+hoped='ACTIVE|SERVICE|e30= READY'
+look || refuse "cannot see whether $name is up (gcloud's message is above); nothing was started"
+[[ $state != ABSENT ]] || refuse "NAME = '$name' does not exist in $zone: launch/create.sh makes it"
+[[ $tier != spot ]] || spot=yes
+[[ -z $spot || -n $bucket ]] || say "warning: no --bucket: if $name is taken away, the training is lost"
+made=(gcloud compute tpus queued-resources describe "$name" "${place[@]}"
+    --format='value[separator="|"](tpu.nodeSpec[0].node.acceleratorType.basename(),tpu.nodeSpec[0].node.runtimeVersion,tpu.nodeSpec[0].node.networkConfig.network,tpu.nodeSpec[0].node.networkConfig.subnetwork,tpu.nodeSpec[0].node.serviceAccount.email)')
+if [[ -n $dry_run ]]; then quoted "${made[@]}"; else
+    described=$("${made[@]}")
+    IFS='|' read -r type version network subnetwork service_account <<<"$described"
+    made=(--type="$type" --version="$version" ${network:+--network="$network"}
+        ${subnetwork:+--subnetwork="$subnetwork"}
+        ${service_account:+--service-account="$service_account"})
+fi
+
+wait_until_ready || bring_back
+while :; do
+    attempt
+    [[ -z $dry_run ]] || break
+    case $status in 0 | 2 | 127 | 130) break ;; esac
+    # The workers of a preempted slice may end before its state says why.
+    for _ in 1 2 3; do
+        if look && { taken_away || [[ -z $spot || $state == ABSENT ]]; }; then break; fi
+        sleep "$poll_s"
+    done
+    if taken_away; then bring_back
+    elif [[ $status == 75 ]] && ((restarts-- > 0)); then say "exit status 75: starting again"
+    else break; fi
+done
+if [[ -n $dry_run ]]; then
+    echo "# should the slice be taken away: delete.sh $me --yes, create.sh as it was, setup.sh $me"
+    echo "# and the training again; --dry-run of each shows its commands"
+    exit 0
+fi
+say "the training ended with exit status ${status:-1}"
+[[ $status != 127 ]] || say "prm_jax is not installed there: launch/setup.sh $me"
+if [[ $status == 0 && -n $delete_when_done ]]; then "$here/delete.sh" "$name" "${place[@]}" --yes; fi
+exit "${status:-1}"

@@ -247,7 +247,8 @@ def run_rl(monkeypatch, traces: Traces, stage: str = "rl", config: Config = CONF
 
         def update(policy, critic, batch, key):
             seen["updates"].append(batch)
-            return State(params=f"{policy.params}+"), State(params=f"{critic.params}+"), {}
+            trained = None if critic is None else State(params=f"{critic.params}+")
+            return State(params=f"{policy.params}+"), trained, {}
 
         return update
 

@@ -13,16 +13,33 @@ import jax
 import numpy as np
 
 from prm_jax.checkpoint import Checkpoints
+from prm_jax.config import ConfigError, DenseConfig
 from prm_jax.metrics import Progress
 from prm_jax.rl.lines import line_end_mask, split_lines
+from prm_jax.rl.rewards import partial_credit, partial_credit_gap
 from prm_jax.sharding import abstract_params, batch_sharding
 from prm_jax.stages.attempts import completion_ids
 from prm_jax.stages.batches import left_pad
 from prm_jax.stages.run import Run, Stream, take_cycled
-from prm_jax.steps.ppo import make_experience, make_recalibration, make_score, make_update
+from prm_jax.steps.ppo import (
+    make_critic_update,
+    make_experience,
+    make_recalibration,
+    make_score,
+    make_update,
+)
 from prm_jax.steps.sample import make_sampler
 from prm_jax.steps.state import adam, new_state, scalar_params
-from prm_jax.types import Problem, Rollout, Samples, Verdict
+from prm_jax.types import (
+    CallTests,
+    CheckTests,
+    Problem,
+    Rollout,
+    Samples,
+    StdioTests,
+    Tests,
+    Verdict,
+)
 
 
 def rl(run: Run) -> None:
@@ -32,8 +49,37 @@ def rl(run: Run) -> None:
 
 def rl_prm(run: Run) -> None:
     """PPO with the PRM, as a dense reward and/or as the critic's start."""
+    check_outcome(run)
     like = abstract_params(run.scalar, run.mesh)
     _ppo(run, "rl_prm", prm=run.restore("prm/model", like))
+
+
+def check_outcome(run: Run) -> None:
+    """Raises ConfigError if line rewards could outweigh the last test under partial credit."""
+    config, dense = run.config, run.config.dense
+    if config.ppo.outcome != "partial" or not dense.enabled or dense.allow_rank_inversion:
+        return
+    most = max(_n_tests(problem.tests) for problem in run.problems.train)
+    longest = config.max_completion_tokens
+    worth = config.ppo.gamma ** (longest - 1) - max(1 - partial_credit_gap(most), 0.0)
+    if dense.advantage_of_failing(max_lines=longest) >= worth:
+        raise ConfigError(
+            f"dense.lam_fail = {dense.lam_fail} and dense.lam_pass = {dense.lam_pass} are not "
+            f"allowed with ppo.outcome = 'partial': a program that fails one of {most} tests is "
+            f"only {worth:.3g} behind one that passes, and line rewards could make up for it; "
+            "lower them, or accept it with dense.allow_rank_inversion"
+        )
+
+
+def _n_tests(tests: Tests) -> int:
+    """How many tests there are, or more."""
+    match tests:
+        case CallTests():
+            return len(tests.asserts)
+        case StdioTests():
+            return len(tests.cases)
+        case CheckTests():
+            return tests.code.count("assert")
 
 
 def evenly_spaced(steps: int, n: int) -> list[int]:
@@ -50,17 +96,20 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
     critic_tx = adam(learning_rate=config.critic_learning_rate, max_grad_norm=config.max_grad_norm)
     with Checkpoints(run.workdir / stage / "state") as states:
         resumes = bool(states.steps())
-    from_prm = prm is not None and run.config.value_init
-    if from_prm and not resumes:
-        critic_params = _recalibrated(run, rollouts, reference, prm)
-    else:
-        critic_params = scalar_params(
-            run.scalar, reference["trunk"], run.mesh, run.key(Stream.CRITIC_INIT)
-        )
-    policy = new_state(reference, policy_tx, run.mesh)
-    critic = new_state(critic_params, critic_tx, run.mesh)
-
+    has_critic = config.advantage != "group"
+    from_prm = prm is not None and run.config.value_init and has_critic
     dense_prm = prm if prm is not None and run.config.dense.enabled else None
+    dense = DenseConfig(lam_fail=0.0, lam_pass=0.0) if dense_prm is None else run.config.dense
+    rewards = {
+        "lam_fail": dense.lam_fail,
+        "lam_pass": dense.lam_pass,
+        "form": dense.form,
+        "length_normalised": dense.length_normalised,
+        "tau": dense.tau,
+        "error_threshold": dense.error_threshold,
+        "kl_coef": config.kl_coef,
+        "gamma": config.gamma,
+    }
     score = make_score(
         run.policy,
         run.scalar,
@@ -70,12 +119,28 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
     )
     experience = make_experience(
         run.mesh,
-        lam_fail=run.config.dense.lam_fail if dense_prm is not None else 0.0,
-        lam_pass=run.config.dense.lam_pass if dense_prm is not None else 0.0,
-        kl_coef=config.kl_coef,
-        gamma=config.gamma,
         gae_lambda=config.gae_lambda,
+        critic_lambda=config.critic_lambda,
+        lambda_alpha=config.lambda_alpha,
+        group_size=0 if has_critic else config.samples_per_prompt,
+        **rewards,
     )
+    policy = new_state(reference, policy_tx, run.mesh)
+    critic = None
+    if has_critic:
+        if from_prm and not resumes:
+            critic_params = _recalibrated(run, rollouts, reference, prm)
+        else:
+            critic_params = scalar_params(
+                run.scalar, reference["trunk"], run.mesh, run.key(Stream.CRITIC_INIT)
+            )
+        critic = new_state(critic_params, critic_tx, run.mesh)
+        if config.critic_warmup_steps and not resumes:
+            returns = make_experience(run.mesh, gae_lambda=1.0, **rewards)
+            warmed = _warmed_up(
+                run, stage, rollouts, critic, critic_tx, reference, dense_prm, score, returns
+            )
+            critic = new_state(warmed, critic_tx, run.mesh)
     update = make_update(
         run.policy,
         run.scalar,
@@ -109,10 +174,11 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
                 completions = completion_ids(samples)
                 sampled_s = time.perf_counter()
                 verdicts = rollouts.judge(problems, completions)
-                ref_logp, values, scores = score(reference, critic.params, dense_prm, samples)
-                passed = np.array([v.result().passed for v in verdicts], np.float32)
+                critic_params = None if critic is None else critic.params
+                ref_logp, values, scores = score(reference, critic_params, dense_prm, samples)
+                passed, outcome = rollouts.outcomes(verdicts)
                 judged_s = time.perf_counter()
-                rollout = rollouts.assemble(samples, completions, passed, ref_logp, values, scores)
+                rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
                 batch, reward_metrics = experience(rollout)
                 policy, critic, update_metrics = update(
                     policy, critic, batch, run.key(Stream.RL_SHUFFLE, step)
@@ -137,7 +203,8 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
                     policies.wait()  # a resume from this state does not save them again
                     states.save(done, (policy, critic))
         run.log.flush()
-    generated = (config.steps + from_prm) * config.rollouts  # one rollout recalibrates the PRM
+    # One rollout recalibrates the PRM; those of the critic's warm-up train nothing else.
+    generated = (config.steps + from_prm + config.critic_warmup_steps) * config.rollouts
     run.finish(stage, {"steps": config.steps, "programs_generated": generated})
 
 
@@ -187,12 +254,20 @@ class _Rollouts:
             for problem, ids in zip(problems, completions, strict=True)
         ]
 
-    def assemble(self, samples, completions, passed, ref_logp, values, scores) -> Rollout:
+    def outcomes(self, verdicts: list[Future[Verdict]]) -> tuple[np.ndarray, np.ndarray]:
+        """`(passed, outcome)`, float32: whether each program passes, and what it earns for that."""
+        found = [verdict.result() for verdict in verdicts]
+        passed = np.array([verdict.passed for verdict in found], np.float32)
+        if self._run.config.ppo.outcome == "pass":
+            return passed, passed
+        return passed, np.array([partial_credit(verdict) for verdict in found], np.float32)
+
+    def assemble(self, samples, completions, outcome, ref_logp, values, scores) -> Rollout:
         line_end = np.zeros(samples.tokens.shape, bool)
         for row, ids in enumerate(completions):
             lines = split_lines(self._run.tokenizer.pieces(ids))
             line_end[row, self.width : self.width + len(ids)] = line_end_mask(lines, len(ids))
-        line_end, outcome = jax.device_put((line_end, passed), batch_sharding(self._run.mesh))
+        line_end, outcome = jax.device_put((line_end, outcome), batch_sharding(self._run.mesh))
         return Rollout(
             tokens=samples.tokens,
             valid=samples.valid,
@@ -211,10 +286,45 @@ def _recalibrated(run: Run, rollouts: _Rollouts, policy_params: Any, prm: Any) -
     problems, samples = rollouts.sample(policy_params, 0, stream=Stream.RECALIBRATE)
     completions = completion_ids(samples)
     verdicts = rollouts.judge(problems, completions)
-    passed = np.array([v.result().passed for v in verdicts], np.float32)
+    _, outcome = rollouts.outcomes(verdicts)
     unused = samples.logp
-    rollout = rollouts.assemble(samples, completions, passed, unused, unused, unused)
+    rollout = rollouts.assemble(samples, completions, outcome, unused, unused, unused)
     recalibration = make_recalibration(run.scalar, run.mesh, gamma=run.config.ppo.gamma)
     scale, shift = recalibration(prm, rollout)
     head = {"kernel": prm["head"]["kernel"] * scale, "bias": prm["head"]["bias"] * scale + shift}
     return prm | {"head": head}
+
+
+def _warmed_up(
+    run: Run, stage: str, rollouts: _Rollouts, critic, critic_tx, reference, prm, score, returns
+) -> Any:
+    """The critic's parameters after steps on Monte-Carlo returns of the fixed policy `reference`.
+
+    A run that is killed in here does it again, in the same way: no PPO step has been taken yet.
+    """
+    config = run.config.ppo
+    update = make_critic_update(
+        run.scalar,
+        critic_tx,
+        run.mesh,
+        jax.tree.map(lambda x: x.sharding, critic),
+        prompt_tokens=rollouts.width,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+    )
+    name = f"{stage}_critic"
+    run.log.rewind(name, 0)
+    with Progress(config.critic_warmup_steps, name) as progress:
+        for step in range(config.critic_warmup_steps):
+            problems, samples = rollouts.sample(reference, step, stream=Stream.CRITIC_WARMUP)
+            completions = completion_ids(samples)
+            verdicts = rollouts.judge(problems, completions)
+            ref_logp, values, scores = score(reference, critic.params, prm, samples)
+            _, outcome = rollouts.outcomes(verdicts)
+            rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
+            batch, _ = returns(rollout)
+            critic, metrics = update(critic, batch, run.key(Stream.CRITIC_WARMUP, step, 1))
+            run.log.log(name, step, metrics)
+            progress.update(1)
+    run.log.flush()
+    return critic.params

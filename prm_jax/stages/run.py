@@ -43,6 +43,7 @@ class Stream(IntEnum):
     PRM_INIT = 9
     PRM_ORDER = 10
     EVALUATE = 11
+    CRITIC_WARMUP = 12
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,6 +213,7 @@ def run_rl(monkeypatch, traces: Traces, stage: str = "rl", config: Config = CONF
 
         def sampler(params, tokens, valid, budget, key):
             seen["sampled"].append(params)
+            tokens, valid = (x.repeat(settings["samples_per_prompt"], 0) for x in (tokens, valid))
             new = np.array([TOKENIZER.response(str(i)) for i in range(len(tokens))])
             chosen = np.ones(new.shape, bool)
             return Samples(

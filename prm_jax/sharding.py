@@ -28,6 +28,7 @@ PARAM_RULES: Rules = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "lora": None,  # the rank of adapters: a few rows
     "norm": None,  # scales of norms: a few kilobytes
 }
 

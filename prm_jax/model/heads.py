@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prm_jax.config import ModelConfig
 from prm_jax.model.attention import MASKED, Cache, KeyValue
-from prm_jax.model.transformer import Transformer, kernel_init, named_axes
+from prm_jax.model.linear import kernel_init, named_axes
+from prm_jax.model.transformer import Transformer
 from prm_jax.sharding import constrain
 
 

@@ -20,18 +20,9 @@ from prm_jax.model.attention import (
     causal_attention,
     rotate,
 )
+from prm_jax.model.linear import kernel_init, linear, named_axes
 from prm_jax.model.rope import rotary_angles
 from prm_jax.sharding import constrain
-
-
-def kernel_init(fan_in: int, scale: float = 1.0) -> jax.nn.initializers.Initializer:
-    """Normal with variance scale / fan_in, so that a product keeps the size of its input."""
-    return nn.initializers.normal((scale / fan_in) ** 0.5)
-
-
-def named_axes(init: jax.nn.initializers.Initializer, *names: str | None) -> Any:
-    """`init` for a parameter whose axes have these names in prm_jax/sharding.py."""
-    return nn.with_logical_partitioning(init, names)
 
 
 class RMSNorm(nn.Module):
@@ -67,9 +58,8 @@ class Attention(nn.Module):
         cos, sin = rotation
 
         def project(name: str, x: Array, heads: int, axis: str) -> Array:
-            init = named_axes(kernel_init(c.embed), "embed", axis, "head_dim")
-            kernel = self.param(f"{name}_kernel", init, (c.embed, heads, c.head_dim))
-            y = jnp.einsum("btd,dnh->bnth", x, kernel.astype(x.dtype))
+            shape, axes = (c.embed, heads, c.head_dim), ("embed", axis, "head_dim")
+            y = linear(self, c, name, x, "btd,dnh->bnth", shape, axes)
             if c.qkv_bias:
                 init = named_axes(nn.initializers.zeros, axis, "head_dim")
                 bias = self.param(f"{name}_bias", init, (heads, c.head_dim))
@@ -88,11 +78,8 @@ class Attention(nn.Module):
             out, key_value = causal_attention(query, key, value, valid), (key, value)
         else:
             out, key_value = cached_attention(query, key, value, cache, self.layer)
-        init = named_axes(
-            kernel_init(c.heads * c.head_dim, 1 / (2 * c.layers)), "heads", "head_dim", "embed"
-        )
-        kernel = self.param("out_kernel", init, (c.heads, c.head_dim, c.embed))
-        y = jnp.einsum("bnth,nhd->btd", out, kernel.astype(x.dtype))
+        shape, axes = (c.heads, c.head_dim, c.embed), ("heads", "head_dim", "embed")
+        y = linear(self, c, "out", out, "bnth,nhd->btd", shape, axes, 1 / (2 * c.layers))
         if c.out_bias:
             bias = self.param("out_bias", named_axes(nn.initializers.zeros, "embed"), (c.embed,))
             y += bias.astype(x.dtype)
@@ -108,16 +95,15 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
         # Gate and up in one product; stacked and not joined, so that mlp splits evenly over tensor.
-        init = named_axes(kernel_init(c.embed), "embed", None, "mlp")
-        gate_up = self.param("gate_up_kernel", init, (c.embed, 2, c.mlp))
-        both = jnp.einsum("btd,dcf->btcf", x, gate_up.astype(x.dtype))
+        shape, axes = (c.embed, 2, c.mlp), ("embed", None, "mlp")
+        both = linear(self, c, "gate_up", x, "btd,dcf->btcf", shape, axes)
         if c.mlp_bias:
             init = named_axes(nn.initializers.zeros, None, "mlp")
             both += self.param("gate_up_bias", init, (2, c.mlp)).astype(x.dtype)
         hidden = nn.silu(both[:, :, 0]) * both[:, :, 1]
         hidden = constrain(hidden, "batch", "time", "mlp")
-        init = named_axes(kernel_init(c.mlp, 1 / (2 * c.layers)), "mlp", "embed")
-        y = hidden @ self.param("down_kernel", init, (c.mlp, c.embed)).astype(x.dtype)
+        shape, axes = (c.mlp, c.embed), ("mlp", "embed")
+        y = linear(self, c, "down", hidden, "btf,fd->btd", shape, axes, 1 / (2 * c.layers))
         if c.mlp_bias:
             bias = self.param("down_bias", named_axes(nn.initializers.zeros, "embed"), (c.embed,))
             y += bias.astype(x.dtype)

@@ -1,0 +1,7 @@
+"""Open models in, trained models out: Hugging Face checkpoints and GGUF files."""
+
+from prm_jax.pretrained.errors import PretrainedError
+from prm_jax.pretrained.gguf_vocabulary import gguf_tokenizer
+from prm_jax.pretrained.load import load_params, read_model_config
+
+__all__ = ["PretrainedError", "gguf_tokenizer", "load_params", "read_model_config"]

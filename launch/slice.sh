@@ -11,10 +11,10 @@ refuse() { say "error: $*"; exit 2; }
 
 # quoted WORD...: the words as a shell reads them back, whatever is in them.
 quoted() {
-    local word line='' escape="'\\''"
+    local word line='' quote="'" escape="'\\''"
     for word; do
         case $word in
-            '' | *[!A-Za-z0-9_./:=@%+,-]*) word="'${word//\'/$escape}'" ;;
+            '' | *[!A-Za-z0-9_./:=@%+,-]*) word="'${word//$quote/$escape}'" ;;
         esac
         line+="${line:+ }$word"
     done

@@ -22,6 +22,7 @@ install_import_hook(
             "sharding",
             "tokenizer",
             "tokenizer_files",
+            "prompts",
             "metrics",
         )
     ],

@@ -1,0 +1,229 @@
+"""How a problem is put to the policy, and which bytes of its response are the program.
+
+In completion style the response goes on with the problem's prompt and is code from its first byte.
+In the chat styles the model's own chat template asks for the program: `chat` leaves the model free
+to talk and takes the first fenced block, `chat_fence` opens the block in the prompt, so that the
+response is code until the block closes. The code is a span of the response's bytes, so that its
+lines and the tokens that end them are known exactly (`rl.lines.split_lines`).
+"""
+
+import datetime
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from prm_jax.config import ConfigError, PromptsConfig
+from prm_jax.rl.stops import before_stop
+from prm_jax.tokenizer import Tokenizer
+from prm_jax.types import Problem
+
+OPENING, CLOSING = "```python\n", "\n```"
+
+# A fence opens a block where a line begins with it, or, with its language, at the end of any line.
+_OPENS = re.compile(
+    rb"^(?P<indent>\ *)(?P<fence>`{3,})(?P<info>[^`\n]*)\n"
+    rb"| (?<=[^`\n])(?P<inline>`{3,})(?:python|py)[\ \t\r]*\n",
+    re.MULTILINE | re.IGNORECASE | re.VERBOSE,
+)
+_CODE = (b"", b"python", b"py")  # the languages of a block that is the program
+
+
+class Prompts:
+    """The prompts of one style for one tokenizer, and what the responses to them say."""
+
+    def __init__(
+        self, config: PromptsConfig, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()
+    ):
+        """`stop_strings` are the problem set's own, for completions of its prompts.
+
+        They cut off what follows a function, such as the next `def`, so the chat styles, in which
+        the response writes the whole program, do without them. Raises ConfigError if a chat style
+        is asked of a tokenizer without a chat template, or of a template that refuses it.
+        """
+        self._config = config
+        self._tokenizer = tokenizer
+        own = {"completion": tuple(stop_strings), "chat": (), "chat_fence": (CLOSING,)}
+        self.stops: tuple[str, ...] = tuple(dict.fromkeys((*own[config.style], *config.stop)))
+        self._stops = tuple(stop.encode() for stop in self.stops)
+        self._chat: Callable[[str], str] | None = None
+        if config.style != "completion":
+            self._chat = _chat(config, tokenizer)
+
+    # ----------------------------------------------------------------------- what the policy reads
+
+    def text(self, problem: Problem) -> str:
+        """The prompt; raises ConfigError if a chat style is asked of a set without instructions."""
+        if self._chat is None:
+            return problem.prompt
+        if not problem.instruction:
+            raise ConfigError(
+                f"prompts.style = {self._config.style!r} is not allowed: {problem.task_id} has no "
+                "instruction; use 'completion'"
+            )
+        text = self._chat(problem.instruction)
+        return text + OPENING if self._config.style == "chat_fence" else text
+
+    def ids(self, problem: Problem) -> list[int]:
+        """The prompt's tokens.
+
+        A completion begins with BOS if the tokenizer puts one before every text (Llama); a chat has
+        the one that its template writes.
+        """
+        ids = self._tokenizer.encode(self.text(problem))
+        if self._chat is None and self._tokenizer.adds_bos and self._tokenizer.bos_id is not None:
+            return [self._tokenizer.bos_id, *ids]
+        return ids
+
+    # ---------------------------------------------------------------------- what the policy writes
+
+    def solution(self, problem: Problem) -> str:
+        """The response with the known solution, as SFT imitates it; EOS is not included.
+
+        In the chat styles it writes the whole program again. A program with a line that begins like
+        a closing fence has no response in style chat_fence: its code would end there.
+        """
+        if self._chat is None:
+            return problem.solution
+        program = _ended(problem.program(problem.solution))
+        if self._config.style == "chat_fence":
+            return program + CLOSING.lstrip("\n")
+        longest = max((len(run) for run in re.findall("^`+", program, re.MULTILINE)), default=0)
+        fence = "`" * max(3, longest + 1)
+        return f"{fence}python\n{program}{fence}"
+
+    def code_span(self, response: bytes) -> tuple[int, int]:
+        """Start and stop of the code in a response's bytes; start = stop if it has none.
+
+        A response ends where its stop string begins. In style chat the code is the first block
+        fenced by backticks that is bare or says `python` or `py`, from the line after the fence to
+        the line that begins with a fence at least as long and no further to the right, or else to
+        the end. What is said next changes no finished line of what was said before; only a stop
+        string can take lines back that it began with.
+        """
+        start, stop, _ = self._found(response)
+        return start, stop
+
+    def code(self, response: bytes) -> str:
+        """The code of a response; a block that is indented as a whole is moved to the left."""
+        start, stop, indent = self._found(response)
+        code = response[start:stop]
+        if indent:
+            code = re.sub(rb"^ {1,%d}" % indent, b"", code, flags=re.MULTILINE)
+        return code.decode("utf-8", errors="replace")
+
+    def program(self, problem: Problem, response: bytes) -> str:
+        """The program that a response stands for.
+
+        In the chat styles it is the problem's `program_prefix` and the code, which writes the whole
+        function again; "" if there is no code.
+        """
+        code = self.code(response)
+        if self._chat is None:
+            return problem.program(code)
+        return _ended(problem.program_prefix) + code if code.strip() else ""
+
+    def _found(self, response: bytes) -> tuple[int, int, int]:
+        """Start and stop of the code, and how far its fence is indented."""
+        end = before_stop(response, self._stops)
+        if self._config.style != "chat":
+            return 0, end, 0
+        return _first_block(response[:end])
+
+
+def _first_block(text: bytes) -> tuple[int, int, int]:
+    at = 0
+    while opens := _OPENS.search(text, at):
+        fence, indent = opens["fence"] or opens["inline"], len(opens["indent"] or b"")
+        closes = re.compile(rb"^ {0,%d}`{%d}" % (indent, len(fence)), re.MULTILINE)
+        closing = closes.search(text, opens.end())
+        stop = closing.start() if closing else len(text)
+        language = (opens["info"] or b"").split(maxsplit=1)[:1] or [b""]
+        if language[0].lower() in _CODE:
+            return opens.end(), stop, indent
+        next_line = text.find(b"\n", stop)
+        at = len(text) if closing is None or next_line < 0 else next_line + 1
+    return len(text), len(text), 0
+
+
+def _ended(text: str) -> str:
+    """A text that ends its last line."""
+    return text if not text or text.endswith("\n") else text + "\n"
+
+
+# ----------------------------------------------------------------------------------- chat templates
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks what an assistant says; here it changes nothing."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _chat(config: PromptsConfig, tokenizer: Tokenizer) -> Callable[[str], str]:
+    """A function from what the user says to the text up to where the assistant's turn begins."""
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"prompts.style = {config.style!r} is not allowed: the tokenizer has no chat template; "
+            "use 'completion', or put a chat_template.jinja beside its tokenizer.json"
+        )
+    system = [{"role": "system", "content": config.system}] if config.system else []
+    try:
+        template = _environment().from_string(tokenizer.chat_template)
+    except jinja2.TemplateError as e:
+        raise ConfigError(f"the tokenizer's chat template cannot be read: {e}") from e
+
+    def chat(instruction: str) -> str:
+        messages = [*system, {"role": "user", "content": instruction}]
+        try:
+            return template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **tokenizer.names,
+            )
+        except jinja2.TemplateError as e:
+            asked = "a system message and one of the user" if system else "a message of the user"
+            raise ConfigError(
+                f"prompts.style = {config.style!r} with prompts.system = {config.system!r} is not "
+                f"allowed: the tokenizer's chat template refuses {asked}: {e}"
+            ) from e
+
+    chat("?")  # a template that refuses is refused before any work is done
+    return chat
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as chat templates are written for (transformers' apply_chat_template)."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    now = datetime.datetime.now()  # one date for all prompts of a run
+
+    def raise_exception(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    def tojson(
+        x: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = now.strftime
+    return environment

@@ -15,6 +15,7 @@ from prm_jax.config import (
     MeshConfig,
     ModelConfig,
     PPOConfig,
+    PRMConfig,
     to_json,
 )
 from prm_jax.config_file import differences, load_config, read_config
@@ -49,6 +50,12 @@ def group(**settings) -> PPOConfig:
         (lambda: group(critic_lambda=0.0), "ppo.critic_lambda = 0.0"),
         (lambda: group(critic_warmup_steps=3), "ppo.critic_warmup_steps = 3"),
         (lambda: Config(ppo=group()), "value_init = True"),
+        (lambda: LabelConfig(search="linear"), "label.search"),  # type: ignore[arg-type]
+        (lambda: LabelConfig(completer="oracle"), "label.completer"),  # type: ignore[arg-type]
+        (lambda: PRMConfig(target="soft"), "prm.target = 'soft'"),  # type: ignore[arg-type]
+        (lambda: PRMConfig(loss_on="last"), "prm.loss_on = 'last'"),  # type: ignore[arg-type]
+        (lambda: PRMConfig(target="rate", loss_on="outcome"), "prm.target = 'rate'"),
+        (lambda: Config(prm=PRMConfig(target="rate")), "label.wave = 4"),
     ],
 )
 def test_refusals_name_field_and_value(make, said):
@@ -62,6 +69,10 @@ def test_weights_that_could_rank_a_failing_program_first_need_the_named_switch(f
     with pytest.raises(ConfigError, match="allow_rank_inversion"):
         DenseConfig(lam_fail=fail, lam_pass=passing)
     DenseConfig(lam_fail=fail, lam_pass=passing, allow_rank_inversion=True)
+
+
+def test_rates_are_accepted_where_every_probe_has_all_its_completions():
+    Config(prm=PRMConfig(target="rate"), label=LabelConfig(samples_per_prefix=8, wave=8))
 
 
 def test_groups_without_a_critic_are_accepted():

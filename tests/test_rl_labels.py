@@ -12,6 +12,7 @@ from prm_jax.rl.labels import (
     dense_transition,
     loss_support,
     next_probe,
+    prm_targets,
     response_class,
     search_start,
     search_update,
@@ -19,7 +20,7 @@ from prm_jax.rl.labels import (
     step_labels,
     transition,
 )
-from prm_jax.types import LineKind
+from prm_jax.types import LineKind, PrefixLabels
 
 CORRECT, REVISED, WRONG = ResponseClass.CORRECT, ResponseClass.REVISED, ResponseClass.WRONG
 CODE, COMMENT, PLAN = LineKind.CODE, LineKind.COMMENT, LineKind.PLAN
@@ -143,6 +144,12 @@ def test_labels_with_comments(m_star, expected):
     assert step_labels([CODE, COMMENT, CODE, COMMENT], m_star).tolist() == expected
 
 
+def test_comments_may_be_labelled_as_lines():
+    kinds = [CODE, COMMENT, CODE, COMMENT]
+    assert step_labels(kinds, 1, neutral_comments=False).tolist() == [1, -1, -1, -1]
+    assert step_labels(kinds, 2, neutral_comments=False).tolist() == [1, 1, -1, -1]
+
+
 def test_a_plan_is_a_step_with_a_label():
     assert step_labels(np.array([PLAN, CODE]), 0).tolist() == [-1, -1]
     assert step_labels(np.array([PLAN, CODE]), 1).tolist() == [1, -1]
@@ -174,8 +181,56 @@ def test_blank_steps_are_refused():
     ],
 )
 def test_loss_support(labels, all_, first_error):
+    outcome = loss_support(labels, "outcome").tolist()
+    assert outcome == [False] * (len(labels) - 1) + [True] * bool(labels)
     assert loss_support(labels, "all").tolist() == [c == "1" for c in all_]
     assert loss_support(labels, "first_error").tolist() == [c == "1" for c in first_error]
+
+
+def labelled(labels, passes, samples) -> PrefixLabels:
+    kinds = tuple(CODE if label else COMMENT for label in labels)
+    return PrefixLabels(kinds, tuple(labels), tuple(passes), tuple(samples))
+
+
+#                     inferred, probed, neutral and probed, probed, inferred
+FAILING = labelled([1, 1, 0, -1, -1], [0, 3, 2, 0, 0], [0, 4, 4, 8, 0])
+PASSING = labelled([1, 0, 1], [0, 0, 0], [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "passed", "target", "loss_on", "targets", "counted"),
+    [
+        (FAILING, False, "binary", "all", [1, 1, 0, -1, -1], "11111"),
+        (FAILING, False, "binary", "first_error", [1, 1, 0, -1, -1], "11110"),
+        (FAILING, False, "rate", "all", [1, 0.5, 0, -1, -1], "11111"),  # 3 of 4: 2 * 3/4 - 1
+        (FAILING, False, "rate", "first_error", [1, 0.5, 0, -1, -1], "11110"),
+        (FAILING, False, "binary", "outcome", [-1] * 5, "00001"),
+        (PASSING, True, "binary", "all", [1, 0, 1], "111"),
+        (PASSING, True, "rate", "first_error", [1, 0, 1], "111"),
+        (PASSING, True, "binary", "outcome", [1] * 3, "001"),
+        # The last line may be a comment: the outcome is the outcome.
+        (labelled([1, 0], [0, 0], [0, 0]), True, "binary", "outcome", [1, 1], "01"),
+        (labelled([], [], []), False, "rate", "all", [], ""),
+        (labelled([], [], []), False, "binary", "outcome", [], ""),
+    ],
+)
+def test_targets_of_the_prm_by_hand(steps, passed, target, loss_on, targets, counted):
+    found, support = prm_targets(steps, passed, target=target, loss_on=loss_on)
+    assert found.tolist() == targets
+    assert support.tolist() == [c == "1" for c in counted]
+
+
+@fixed
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=12))
+def test_a_rate_is_the_share_that_passed_on_the_scale_of_labels(counts):
+    counts = [(min(passes, samples), samples) for passes, samples in counts]
+    steps = labelled(
+        [1 if p else -1 for p, _ in counts], [p for p, _ in counts], [n for _, n in counts]
+    )
+    rates, _ = prm_targets(steps, False, target="rate", loss_on="all")
+    labels, _ = prm_targets(steps, False, target="binary", loss_on="all")
+    np.testing.assert_allclose((rates + 1) / 2, [p / n for p, n in counts])
+    assert (np.abs(rates) <= 1).all() and (rates[labels == -1] == -1).all()
 
 
 # ------------------------------------------------------------------------------------ selections

@@ -1,5 +1,6 @@
 """What the stages hand from text to arrays and back: every number at the token it is about."""
 
+import dataclasses
 import json
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from prm_jax.config import (
     Config,
     DenseConfig,
     EvaluateConfig,
+    LabelConfig,
     MeshConfig,
     ModelConfig,
     PPOConfig,
@@ -228,6 +230,24 @@ def test_a_batch_of_the_prm_has_each_label_at_the_token_that_ends_its_step():
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             text = tokens[row][np.asarray(batch.valid)[row]].tolist()
             assert text == [*TOKENIZER.encode(prompt), *response.ids]
+
+
+def test_a_batch_of_the_prm_may_hold_rates_or_outcomes():
+    failing = labelled("a1\nb2\nc3", ("1\n", 1), ("2\n", 1), ("$", -1))
+    counts = dataclasses.replace(failing.steps, passes=(0, 3, 0), samples=(0, 4, 8))
+    responses = [
+        dataclasses.replace(failing, steps=counts),
+        labelled("h8\ni9", ("8\n", 1), ("$", 1), passed=True),
+    ]
+    for config, wanted in (
+        (PRMConfig(target="rate"), [1, 0.5, -1, 1, 1]),
+        (PRMConfig(loss_on="outcome"), [-1, 1]),
+    ):
+        run = run_with(Config(prm=config, label=LabelConfig(wave=8)))
+        batch = prm_stage._batch(run, [TOKENIZER.encode("?")] * 2, responses)
+        mask = np.asarray(batch.mask)
+        assert np.asarray(batch.labels)[mask].tolist() == wanted
+        assert (np.asarray(batch.tokens)[mask][-1]) == TOKENIZER.eos_id
 
 
 @pytest.mark.parametrize("n", [1, 4, 10])

@@ -12,13 +12,13 @@ import pytest
 from prm_jax.config import Config, LabelConfig, MeshConfig, ModelConfig
 from prm_jax.model.heads import PolicyModel
 from prm_jax.sharding import init_params, make_mesh
-from prm_jax.stages import label as label_stage
+from prm_jax.stages import search as search_stage
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.batches import Batches, epoch_batches, left_pad, right_pad
 from prm_jax.stages.journal import Journal
-from prm_jax.stages.label import Response
 from prm_jax.stages.rl import evenly_spaced
 from prm_jax.stages.run import Run, Stream, take_cycled
+from prm_jax.stages.search import Response, against_binary_search
 from prm_jax.types import CallTests, LineKind, Problem, Verdict
 
 # ------------------------------------------------------------------------------------- journal
@@ -230,32 +230,44 @@ class ScriptedSampling:
     def __init__(self, run, memo, *, samples, temperature):
         self.samples = samples
 
+    def saved(self, start: Start) -> bool:
+        return len(start.prefix) <= int(start.problem.task_id.split()[1])
+
     def run(self, params, starts, key, journal, name, progress):
         wave = int(name.rsplit("/", 1)[1])
         rows = []
         for start in starts:
-            saved = len(start.prefix) <= int(start.problem.task_id.split()[1]) and wave == 1
+            saved = self.saved(start) and wave == 1
             statuses = ["passed" if saved and i == 0 else "failed" for i in range(self.samples)]
             rows.append([Attempt(start.prefix, status, True, 5) for status in statuses])
         return rows
 
 
-@pytest.mark.parametrize("ends_with_newline", [False, True])
-def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_newline):
-    monkeypatch.setattr(label_stage, "Sampling", ScriptedSampling)
-    config = Config(label=LabelConfig(samples_per_prefix=6, wave=2))
+def searched(monkeypatch, group: list[Response], kind: str, sampling=ScriptedSampling):
+    """Searches the group with 6 completions a prefix in waves of 2; what was spent."""
+    monkeypatch.setattr(search_stage, "Sampling", sampling)
+    config = Config(label=LabelConfig(samples_per_prefix=6, wave=2, search=kind))
     tokenizer = SimpleNamespace(prefix_ids=lambda ids, n_bytes: list(ids[:n_bytes]))
     run = SimpleNamespace(config=config, tokenizer=tokenizer, key=lambda *numbers: None)
+    return search_stage.search(run, None, None, None, 1, group)
+
+
+@pytest.mark.parametrize("kind", ["binary", "dense"])
+@pytest.mark.parametrize("ends_with_newline", [False, True])
+def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_newline, kind):
     shapes = [(n, truth) for n in range(1, 9) for truth in range(0, n + int(ends_with_newline))]
     group = [response(n, truth, ends_with_newline) for n, truth in shapes]
-    spent = label_stage._search(run, None, None, None, 1, group)
+    spent = searched(monkeypatch, group, kind)
     for (n, truth), found in zip(shapes, group, strict=True):
         # A last token that ends a line is the whole response: nothing can follow, so it fails.
         assert found.m_star == truth
         labels = found.labels()
         assert labels.labels == (1,) * truth + (-1,) * (n - truth)
         probes = sum(count > 0 for count in labels.samples)
-        assert probes <= np.ceil(np.log2(found.open_steps + 1))
+        if kind == "binary":
+            assert probes <= np.ceil(np.log2(found.open_steps + 1))
+        else:
+            assert probes == found.open_steps
         for m in range(1, n + 1):
             if labels.samples[m - 1]:  # a pass ends the search of a prefix after its second wave
                 assert labels.samples[m - 1] == (4 if m <= truth else 6)
@@ -263,6 +275,47 @@ def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_n
     assert spent.completions == sum(sum(r.samples) for r in group)
     assert spent.executions == spent.completions and spent.sampled_tokens == 5 * spent.completions
     assert spent.probes == sum((np.array(r.samples) > 0).sum() for r in group)
+    if kind == "dense":
+        assert against_binary_search(group) == {
+            "responses": len(group), "non_monotone": 0.0, "binary_agrees": 1.0,
+        }  # fmt: skip
+
+
+class FickleSampling(ScriptedSampling):
+    """Completes the prefixes whose lengths the problem's id names."""
+
+    def saved(self, start: Start) -> bool:
+        return str(len(start.prefix)) in start.problem.task_id.split()[1:]
+
+
+def test_a_dense_search_tells_how_often_completions_are_not_monotone(monkeypatch):
+    #          prefixes that can be completed; the dense m*, and that of the binary search
+    cases = [("1 2", 2, 2), ("1 2 4", 2, 2), ("2", 0, 2), ("1 3", 1, 1), ("", 0, 0)]
+    group = [
+        dataclasses.replace(
+            response(4, 0, ends_with_newline=True), problem=Problem(f"x {ids}", "", CallTests(()))
+        )
+        for ids, _, _ in cases
+    ]
+    passing = dataclasses.replace(group[0], passed=True)
+    searched(monkeypatch, group, "dense", FickleSampling)
+    assert [r.m_star for r in group] == [dense for _, dense, _ in cases]
+    assert group[1].labels().labels == (1, 1, -1, -1)  # labels stay monotone; the counts do not
+    assert group[1].labels().passes == (1, 1, 0, 1)
+    assert against_binary_search([*group, passing]) == {
+        "responses": 5, "non_monotone": pytest.approx(3 / 5), "binary_agrees": pytest.approx(4 / 5),
+    }  # fmt: skip
+    again = [dataclasses.replace(r, passes=r.passes * 0, samples=r.samples * 0) for r in group]
+    searched(monkeypatch, again, "binary", FickleSampling)
+    assert [r.m_star for r in again] == [binary for *_, binary in cases]
+
+
+def test_comments_are_neutral_or_lines_like_others():
+    found = dataclasses.replace(
+        response(3, 0, False), kinds=(LineKind.CODE, LineKind.COMMENT, LineKind.CODE), m_star=1
+    )
+    assert found.labels().labels == (1, 0, -1)
+    assert found.labels(neutral_comments=False).labels == (1, -1, -1)
 
 
 def test_a_response_without_lines_has_nothing_to_search():

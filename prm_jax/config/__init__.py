@@ -95,6 +95,12 @@ class Config(Section):
             not self.value_init or self.ppo.advantage != "group",
             "false with ppo.advantage = 'group', which has no critic",
         )
+        if self.prm.target == "rate" and self.label.wave < self.label.samples_per_prefix:
+            raise ConfigError(
+                f"label.wave = {self.label.wave} is not allowed with prm.target = 'rate': a probe "
+                "ends with the first wave that has a pass, which makes rates too high; give one "
+                f"wave of label.samples_per_prefix = {self.label.samples_per_prefix}"
+            )
         if self.label.checkpoints > self.ppo.steps:
             raise ConfigError(
                 f"label.checkpoints = {self.label.checkpoints} is not allowed: the baseline has "
@@ -113,11 +119,18 @@ def paper_recipe(config: Config) -> Config:
     return replace(
         config,
         value_init=True,
+        ppo=replace(config.ppo, outcome="pass", advantage="gae"),
         dense=DenseConfig(enabled=True, lam_fail=0.25, lam_pass=0.025),
         label=replace(
-            config.label, checkpoints=4, samples_per_prefix=20, wave=5, completer="policy"
+            config.label,
+            checkpoints=4,
+            samples_per_prefix=20,
+            wave=5,
+            completer="policy",
+            search="binary",
+            neutral_comments=True,
         ),
-        prm=replace(config.prm, selection="revised_only", loss_on="all"),
+        prm=replace(config.prm, selection="revised_only", loss_on="all", target="binary"),
         evaluate=replace(config.evaluate, samples=10, temperature=0.2),
     )
 

@@ -181,7 +181,7 @@ class DenseConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class LabelConfig(Section):
-    """PRM data: responses of checkpoints of the baseline, labelled by binary search."""
+    """PRM data: responses of checkpoints of the baseline, labelled by completing prefixes."""
 
     section: ClassVar[str] = "label"
 
@@ -199,6 +199,10 @@ class LabelConfig(Section):
     """Completions sampled at a time; a prefix is settled by the first wave with a pass."""
     temperature: float = 1.0
     """Of the responses and of the completions."""
+    search: Literal["binary", "dense"] = "binary"
+    """binary: about log2 of the lines in probes (paper). dense: every prefix is probed."""
+    neutral_comments: bool = True
+    """Comments are labelled 0 (paper), so that they earn nothing; if not, as any other line."""
     completer: Literal["policy", "best"] = "best"
     """Who completes: the checkpoint that wrote the response (paper), or the checkpoint with the
     highest pass rate."""
@@ -213,6 +217,8 @@ class LabelConfig(Section):
             self.samples_per_prefix % self.wave == 0,
             f"a divisor of samples_per_prefix = {self.samples_per_prefix}",
         )
+        self._one_of("search", "binary", "dense")
+        self._one_of("completer", "policy", "best")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,12 +229,23 @@ class PRMConfig(_SupervisedConfig):
 
     selection: Literal["full", "remove_hard", "medium_only", "revised_only"] = "full"
     """Which responses train it; the paper prefers revised_only."""
-    loss_on: Literal["all", "first_error"] = "first_error"
-    """All lines (paper), or the lines up to and including the first -1."""
+    loss_on: Literal["all", "first_error", "outcome"] = "first_error"
+    """All lines (paper), or the lines up to and including the first -1. outcome: the last line
+    alone, with whether the program passes: an outcome model from the same responses."""
+    target: Literal["binary", "rate"] = "binary"
+    """binary: the label, +1 or -1 (paper). rate: the share of completions that passed, mapped to
+    -1 ... 1, at the prefixes that were completed."""
 
     def __post_init__(self):
         super().__post_init__()
         self._positive("steps")
+        self._one_of("loss_on", "all", "first_error", "outcome")
+        self._one_of("target", "binary", "rate")
+        self._require(
+            "target",
+            self.target == "binary" or self.loss_on != "outcome",
+            "binary with prm.loss_on = 'outcome', which reads no label",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,13 @@ from enum import IntEnum
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
-from prm_jax.types import LineKind
+from prm_jax.types import LineKind, PrefixLabels
 
 Selection = Literal["full", "remove_hard", "medium_only", "revised_only"]
-LossOn = Literal["all", "first_error"]
+LossOn = Literal["all", "first_error", "outcome"]
+Target = Literal["binary", "rate"]
 
 
 # --------------------------------------------------------------------------------------- the search
@@ -110,10 +111,13 @@ def dense_transition(n_steps: int, test_prefix: Callable[[int], bool]) -> DenseT
 # ------------------------------------------------------------------------------- labels and classes
 
 
-def step_labels(kinds: Int[np.ndarray, "M"] | Sequence[int], m_star: int) -> Int[np.ndarray, "M"]:
+def step_labels(
+    kinds: Int[np.ndarray, "M"] | Sequence[int], m_star: int, *, neutral_comments: bool = True
+) -> Int[np.ndarray, "M"]:
     """+1 for the first m_star steps, -1 for the others, 0 for comments (the neutral label).
 
-    A passing response has m_star = M. Raises ValueError if m_star is not in 0..M or a step is
+    Without `neutral_comments` a comment is labelled as any other step. A passing response has
+    m_star = M. Raises ValueError if m_star is not in 0..M or a step is
     blank.
     """
     kind = np.array(kinds, dtype=np.int64)
@@ -122,7 +126,7 @@ def step_labels(kinds: Int[np.ndarray, "M"] | Sequence[int], m_star: int) -> Int
     if (kind == LineKind.BLANK).any():
         raise ValueError(f"kinds = {kind} is not allowed: blank lines are no steps, leave them out")
     labels = np.where(np.arange(len(kind)) < m_star, 1, -1)
-    return np.where(kind == LineKind.COMMENT, 0, labels)
+    return np.where(kind == LineKind.COMMENT, 0, labels) if neutral_comments else labels
 
 
 class ResponseClass(IntEnum):
@@ -187,7 +191,8 @@ def loss_support(
     """Which steps of one response the PRM's loss counts, True where it does.
 
     all: every step (paper). first_error: the steps up to and including the first -1; those behind
-    it say no more than "already dead". Neutral steps count in both, with their target 0.
+    it say no more than "already dead". Neutral steps count in both, with their target 0. outcome:
+    the last step alone, where an outcome model is trained.
     """
     label = np.array(labels, dtype=np.int64)
     match loss_on:
@@ -196,4 +201,32 @@ def loss_support(
         case "first_error":
             errors = np.cumsum(label == -1)
             return (errors == 0) | ((errors == 1) & (label == -1))
-    raise ValueError(f"loss_on = {loss_on!r} is not allowed: it must be all or first_error")
+        case "outcome":
+            return np.arange(len(label)) == len(label) - 1
+    raise ValueError(
+        f"loss_on = {loss_on!r} is not allowed: it must be all, first_error or outcome"
+    )
+
+
+def prm_targets(
+    steps: PrefixLabels, passed: bool, *, target: Target, loss_on: LossOn
+) -> tuple[Float[np.ndarray, "M"], Bool[np.ndarray, "M"]]:
+    """What a response teaches the PRM, `(targets, counted)`: a target in [-1, 1] for each step.
+
+    binary: the labels, -1, 0 or +1 (paper). rate: 2 passes / samples - 1 where the step's prefix
+    was completed (Math-Shepherd, arXiv 2312.08935), and the label where the search inferred it, in
+    passing responses, and at neutral steps. With loss on the outcome the targets are +1 in a
+    passing response and -1 in a failing one, whatever its last line is.
+    """
+    labels = np.array(steps.labels, dtype=np.float64)
+    counted = loss_support(np.array(steps.labels, dtype=np.int64), loss_on)
+    if loss_on == "outcome":
+        return np.full(len(labels), 1.0 if passed else -1.0), counted
+    match target:
+        case "binary":
+            return labels, counted
+        case "rate":
+            samples = np.array(steps.samples, dtype=np.float64)
+            rate = 2 * np.array(steps.passes) / np.maximum(samples, 1) - 1
+            return np.where((samples > 0) & (labels != 0), rate, labels), counted
+    raise ValueError(f"target = {target!r} is not allowed: it must be binary or rate")

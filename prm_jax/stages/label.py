@@ -8,63 +8,20 @@ Algorithm 1). Leaves `label/labels.jsonl`, one response a line, and the cost in 
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from prm_jax.metrics import Progress
-from prm_jax.rl.labels import next_probe, response_class, search_start, search_update, step_labels
+from prm_jax.rl.labels import response_class
 from prm_jax.rl.lines import split_lines, step_ends
 from prm_jax.sharding import abstract_params
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.rl import evenly_spaced
 from prm_jax.stages.run import Run, Stream, write_json_lines
+from prm_jax.stages.search import Response, Spent, Split, against_binary_search, search
 from prm_jax.types import LineKind, PrefixLabels, Problem
-
-Split = Literal["train", "validation"]
-
-
-@dataclasses.dataclass
-class Response:
-    """One response and what is found out about its steps (`types.PrefixLabels` says what)."""
-
-    problem: Problem
-    split: Split
-    checkpoint: int  # step of the baseline that wrote it
-    ids: tuple[int, ...]
-    passed: bool
-    end_token: np.ndarray  # [M], of each step
-    end_line: np.ndarray  # [M], how many physical lines each step's prefix has
-    end_byte: np.ndarray  # [M], how many bytes
-    kinds: tuple[LineKind, ...]
-    passes: np.ndarray  # [M]
-    samples: np.ndarray  # [M]
-    m_star: int = 0
-
-    @property
-    def n_steps(self) -> int:
-        return len(self.kinds)
-
-    @property
-    def open_steps(self) -> int:
-        """How many prefixes of a failing response something can still follow.
-
-        A last step that takes in the response's last token (its EOS, or the cut) leaves nothing to
-        write, so that prefix fails as the response did; one that ends in a newline before the EOS
-        can be gone on with.
-        """
-        whole = self.n_steps > 0 and self.end_token[-1] == len(self.ids) - 1
-        return self.n_steps - int(whole)
-
-    def labels(self) -> PrefixLabels:
-        m_star = self.n_steps if self.passed else self.m_star
-        return PrefixLabels(
-            kinds=self.kinds,
-            labels=tuple(int(label) for label in step_labels(self.kinds, m_star)),
-            passes=tuple(int(n) for n in self.passes),
-            samples=tuple(int(n) for n in self.samples),
-        )
 
 
 def label(run: Run) -> None:
@@ -76,20 +33,21 @@ def label(run: Run) -> None:
         costs = []
         for completer, group in _groups(run, responses, steps).items():
             params = _policy(run, completer)
-            costs.append(_search(run, memo, journal, params, completer, group))
+            costs.append(search(run, memo, journal, params, completer, group))
 
-    write_json_lines(run.workdir / "label/labels.jsonl", [_row(r) for r in responses])
+    rows = [_row(r, neutral_comments=config.neutral_comments) for r in responses]
+    write_json_lines(run.workdir / "label/labels.jsonl", rows)
     train = [r for r in responses if r.split == "train"]
-    run.finish(
-        "label",
-        {
-            "cost": _cost(train, costs, seconds),
-            "classes": {
-                name: sum(response_class(r.passed, r.m_star).name.lower() == name for r in train)
-                for name in ("correct", "revised", "wrong")
-            },
+    summary: dict[str, Any] = {
+        "cost": _cost(train, costs, seconds),
+        "classes": {
+            name: sum(response_class(r.passed, r.m_star).name.lower() == name for r in train)
+            for name in ("correct", "revised", "wrong")
         },
-    )
+    }
+    if config.search == "dense":
+        summary["dense_search"] = against_binary_search(train)
+    run.finish("label", summary)
 
 
 def _responses(
@@ -159,77 +117,12 @@ def _groups(run: Run, responses: list[Response], steps: list[int]) -> dict[int, 
     return {best: failing}
 
 
-@dataclasses.dataclass
-class _Spent:
-    """What probing the training responses cost."""
-
-    probes: int = 0
-    completions: int = 0
-    sampled_tokens: int = 0
-    executions: int = 0
-    seconds: float = 0.0  # validation responses included
-
-    def add(self, attempts: list[Attempt]) -> None:
-        self.completions += len(attempts)
-        self.sampled_tokens += sum(a.sampled_tokens for a in attempts)
-        self.executions += sum(a.executed for a in attempts)
-
-
-def _search(
-    run: Run, memo: Memo, journal: Journal, params: Any, completer: int, group: list[Response]
-) -> _Spent:
-    """Finds m* of every response of the group, all searches side by side, a probe each a round.
-
-    A probe samples its completions in waves and ends with the first wave in which
-    one passes.
-    """
-    config = run.config.label
-    sampling = Sampling(run, memo, samples=config.wave, temperature=config.temperature)
-    state = search_start(np.array([r.open_steps for r in group], np.int64))
-    most_rounds = int(np.ceil(np.log2(state.hi.max(initial=0) + 1)))
-    spent = _Spent()
-    round_number = 0
-    while (probe := next_probe(state)).any():
-        pending = np.flatnonzero(probe)
-        passed = np.zeros(len(group), bool)
-        for wave in range(config.samples_per_prefix // config.wave):
-            open_ = [i for i in pending if not passed[i]]
-            starts = [Start(group[i].problem, _prefix(run, group[i], probe[i])) for i in open_]
-            name = f"probe/{completer}/{round_number}/{wave}"
-            title = f"label: search round {round_number + 1} of {most_rounds}, wave {wave + 1}"
-            with Progress(len(open_), title, "prefixes") as progress:
-                key = run.key(Stream.PROBE, completer, round_number, wave)
-                attempts = sampling.run(params, starts, key, journal, name, progress)
-            for i, row in zip(open_, attempts, strict=True):
-                group[i].samples[probe[i] - 1] += len(row)
-                group[i].passes[probe[i] - 1] += sum(a.passed for a in row)
-                passed[i] = any(a.passed for a in row)
-                if group[i].split == "train":
-                    spent.probes += wave == 0
-                    spent.add(row)
-        state = search_update(state, passed, active=probe > 0)
-        round_number += 1
-    for i, response in enumerate(group):
-        response.m_star = int(state.lo[i])
-    spent.seconds = sampling.seconds
-    return spent
-
-
-def _prefix(run: Run, response: Response, step: int) -> tuple[int, ...]:
-    """The tokens of the first `step` steps of a response.
-
-    A tokenizer that joins a newline with the next line's indentation is cut at the newline: the
-    text is exact, but the completer then starts from a split that it saw less often in training.
-    """
-    return tuple(run.tokenizer.prefix_ids(response.ids, int(response.end_byte[step - 1])))
-
-
-def _cost(train: list[Response], costs: list[_Spent], response_seconds: float) -> dict[str, float]:
+def _cost(train: list[Response], costs: list[Spent], response_seconds: float) -> dict[str, float]:
     failing = sum(not r.passed for r in train)
     labels = sum(r.n_steps for r in train)
     total = {
         field.name: sum(getattr(cost, field.name) for cost in costs)
-        for field in dataclasses.fields(_Spent)
+        for field in dataclasses.fields(Spent)
     }
     return {
         "responses": len(train),
@@ -243,8 +136,8 @@ def _cost(train: list[Response], costs: list[_Spent], response_seconds: float) -
     }
 
 
-def _row(response: Response) -> dict[str, Any]:
-    found = response.labels()
+def _row(response: Response, *, neutral_comments: bool) -> dict[str, Any]:
+    found = response.labels(neutral_comments=neutral_comments)
     return {
         "task_id": response.problem.task_id,
         "split": response.split,

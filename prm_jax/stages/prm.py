@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from prm_jax.config import ConfigError
-from prm_jax.rl.labels import ResponseClass, loss_support, select
+from prm_jax.rl.labels import ResponseClass, prm_targets, select
 from prm_jax.rl.statistics import auc_within_groups, calibration, first_error_report
 from prm_jax.sharding import abstract_params, batch_sharding, batch_shards
 from prm_jax.stages.batches import Batches, right_pad
@@ -82,8 +82,12 @@ def _batch(run: Run, prompts: list[list[int]], responses: list[LabelledResponse]
     labels = np.zeros(tokens.shape, np.float32)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         columns = len(prompt) + np.array(response.end_token)
-        mask[row, columns] = loss_support(response.steps.labels, run.config.prm.loss_on)
-        labels[row, columns] = response.steps.labels
+        labels[row, columns], mask[row, columns] = prm_targets(
+            response.steps,
+            response.passed,
+            target=run.config.prm.target,
+            loss_on=run.config.prm.loss_on,
+        )
     return LabelBatch(*jax.device_put((tokens, valid, mask, labels), batch_sharding(run.mesh)))
 
 

@@ -6,7 +6,6 @@ fields.
 """
 
 import argparse
-import ast
 import collections
 import dataclasses
 import gzip
@@ -29,12 +28,21 @@ from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verd
 _MAX_LINE_BYTES = 64 << 20
 _DATA_FOLDER = "runs/judge"  # where the built-in problems are prepared
 _SHOW_EVERY = 50
+_READ_HERE = ("jsonl", "human_eval", "mbpp")  # forms whose tests a line of programs may have too
 _FORGEABLE = "judged in the program's own interpreter, where a program can forge this verdict"
 _ALL_JUDGED, _SOME_NOT_JUDGED, _UNUSABLE = 0, 1, 2
 
 
 class BadLine(ValueError):
     """A line that cannot be judged; says which field is at fault and what it must be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """What programs of a problem are judged by; its own limits, where it has some."""
+
+    tests: Tests
+    limits: Limits | None = None
 
 
 @dataclasses.dataclass
@@ -71,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m prm_jax.judge", description=__doc__)
     add = parser.add_argument
     add("--programs", required=True, metavar="FILE.jsonl", help="programs, one JSON object a line")
-    add("--problems", metavar="FILE.jsonl|chains", help="problems, joined by task_id")
+    add("--problems", metavar="NAME|FILE", help="problems, joined by task_id (docs/problems.md)")
     add("--out", metavar="FILE.jsonl", help="verdicts, one JSON object a line (standard output)")
     add("--jobs", type=_at_least_0, default=0, help="programs at once (0: the cores at hand)")
     add("--cpu-s", type=_above_0, default=Limits.cpu_s, help="CPU seconds of one program or case")
@@ -83,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _judge(
     programs: IO[bytes],
-    problems: dict[str, Tests],
+    problems: dict[str, _Problem],
     limits: Limits,
     sandbox: Sandbox,
     out: IO[str],
@@ -117,7 +125,7 @@ def _judge(
 def _submit(
     number: int,
     line: bytes | None,
-    problems: dict[str, Tests],
+    problems: dict[str, _Problem],
     limits: Limits,
     sandbox: Sandbox,
     in_process: bool = False,
@@ -133,6 +141,7 @@ def _submit(
         else:
             tests = _tests(row, problems)
             item.note = _borrowed(tests)
+            limits = _own_limits(row, problems) or limits
         item.verdict = sandbox.submit(program, tests, _limits(row, limits))
     except BadLine as error:
         item.trouble = f"line {number}: {error}"
@@ -157,15 +166,15 @@ def _record(line: _Line, tier: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- lines to tests
 
 
-def _tests(row: dict[str, Any], problems: dict[str, Tests]) -> Tests:
+def _tests(row: dict[str, Any], problems: dict[str, _Problem]) -> Tests:
     """The tests that a line carries, or those of its problem."""
     if not any(field in row for field in ("tests", "test_list", "test", "cases")):
         if "task_id" not in row:
             raise BadLine("no tests: give tests, test with entry_point, cases, or a task_id")
-        tests = problems.get(str(row["task_id"]))
-        if tests is None:
+        problem = problems.get(str(row["task_id"]))
+        if problem is None:
             raise BadLine(f"task_id = {row['task_id']!r} is none of the {len(problems)} problems")
-        return tests
+        return problem.tests
     tolerance = _number(row, "float_tolerance", 0.0)
     if "cases" in row:
         cases = row["cases"]
@@ -173,15 +182,25 @@ def _tests(row: dict[str, Any], problems: dict[str, Tests]) -> Tests:
             raise BadLine("cases must be a list of [standard input, expected output], not empty")
         return StdioTests(tuple((given, expected) for given, expected in cases), tolerance)
     if "test" in row:
-        entry_point = _text(row, "entry_point")
-        helpers = _helpers(_text(row, "prompt"), entry_point) if row.get("prompt") else ""
-        return CheckTests(helpers + _text(row, "test"), entry_point)
+        return _check(_text(row, "test"), _text(row, "entry_point"), row)
     field = "tests" if "tests" in row else "test_list"
     asserts = row[field]
     if not isinstance(asserts, list) or not all(isinstance(a, str) for a in asserts) or not asserts:
         raise BadLine(f"{field} must be a list of assert statements, not empty")
-    setup = _text(row, "test_setup_code") if "test_setup_code" in row else ""
+    setup = next((_text(row, name) for name in ("setup", "test_setup_code") if name in row), "")
     return CallTests(tuple(asserts), setup, tolerance)
+
+
+def _check(test: str, entry_point: str, row: dict[str, Any]) -> CheckTests:
+    """Test code, with the functions that it calls of what comes before the program."""
+    prefix = _text(row, "program_prefix") if row.get("program_prefix") else ""
+    prefix = prefix or (_text(row, "prompt") if row.get("prompt") else "")
+    if not prefix:
+        return CheckTests(test, entry_point)
+    # Loads TensorFlow Datasets: only when asked for.
+    from prm_jax.problems.formats.human_eval import with_helpers
+
+    return CheckTests(with_helpers(test, prefix, entry_point), entry_point)
 
 
 def _suite(program: str, suite: str, in_process: bool) -> tuple[str, CallTests]:
@@ -207,19 +226,9 @@ def _borrowed(tests: Tests) -> str:
     return what.format(", ".join(sorted(names))) if names else ""
 
 
-def _helpers(prompt: str, entry_point: str) -> str:
-    """What a prompt defines besides its entry point.
-
-    Test code may call it, and a program could put a function of its own in its place.
-    """
-    try:
-        body = asserts.parse(prompt).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    rest = [node for node in body if getattr(node, "name", None) != entry_point]
-    if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in rest):
-        return ""
-    return "".join(ast.unparse(node) + "\n" for node in rest)
+def _own_limits(row: dict[str, Any], problems: dict[str, _Problem]) -> Limits | None:
+    problem = problems.get(str(row.get("task_id")))
+    return problem.limits if problem else None
 
 
 def _limits(row: dict[str, Any], limits: Limits) -> Limits:
@@ -266,29 +275,59 @@ def _is_case(case: Any) -> bool:
 # ----------------------------------------------------------------------------------------- files
 
 
-def _read_problems(name: str) -> dict[str, Tests]:
-    """Tests by task_id, of a file or of a set that the project knows by name."""
+def _read_problems(name: str) -> dict[str, _Problem]:
+    """Tests by task_id, of a file or of a set that the project knows by name.
+
+    A file need not hold whole problems: rows of task_id and tests are enough.
+    """
+    # These load TensorFlow Datasets: only when asked for.
+    from prm_jax.problems import ProblemsError, load_problems, read_problems
+
     if name == "chains":
-        return _chains()
+        sets = load_problems(ProblemsConfig(), Path(_DATA_FOLDER), Limits())
+        found = [*sets.train, *sets.validation, *(p for ps in sets.held_out.values() for p in ps)]
+        return {problem.task_id: _Problem(problem.tests) for problem in found}
+    if Path(name).is_file() and not _is_published(Path(name)):
+        return _read_tests(name)
+    try:
+        splits = read_problems(name, Path(_DATA_FOLDER)).splits.values()
+    except ProblemsError as error:
+        raise BadLine(str(error)) from error
+    return {
+        problem.task_id: _Problem(
+            problem.tests, problem.limits if problem.limits != Limits() else None
+        )
+        for problems in splits
+        for problem in problems
+    }
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a file is in a form whose rows are not what `_tests` reads."""
+    from prm_jax.problems import ProblemsError, formats, rows
+
+    if path.name.endswith((".json", ".json.gz")):
+        return True  # one array of whole problems
+    try:
+        first = next(rows.read_rows((path,)), None)
+        return first is not None and formats.recognised(first).name not in _READ_HERE
+    except ProblemsError:
+        return False
+
+
+def _read_tests(name: str) -> dict[str, _Problem]:
     problems = {}
     with _open(name) as file:
         for number, line in _lines(file):
             try:
                 row = _object(line)
-                problems[str(row["task_id"])] = _tests(row, {})
+                limits = _limits(row, Limits()) if {"cpu_s", "memory_mib"} & row.keys() else None
+                problems[str(row["task_id"])] = _Problem(_tests(row, {}), limits)
             except KeyError:
                 raise BadLine(f"{name}, line {number}: task_id is missing") from None
             except BadLine as error:
                 raise BadLine(f"{name}, line {number}: {error}") from error
     return problems
-
-
-def _chains() -> dict[str, Tests]:
-    from prm_jax.problems import load_problems  # loads TensorFlow Datasets: only when asked for
-
-    sets = load_problems(ProblemsConfig(), Path(_DATA_FOLDER), Limits())
-    problems = [*sets.train, *sets.validation, *(p for ps in sets.held_out.values() for p in ps)]
-    return {problem.task_id: problem.tests for problem in problems}
 
 
 def _open(name: str) -> IO[bytes]:

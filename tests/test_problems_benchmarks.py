@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,9 @@ def published(path: Path) -> Path:
 
 def passing(sandbox: Sandbox, problems: list[Problem], completion: str | None = None) -> list[str]:
     """The problems that their references pass, or that this completion passes."""
+    patient = Limits(cpu_s=5.0)  # one reference of MBPP needs more than a second
     works = [
-        (p.program(p.solution if completion is None else completion), p.tests, p.limits)
+        (p.program(p.solution if completion is None else completion), p.tests, patient)
         for p in problems
     ]
     verdicts = sandbox.judge(works)
@@ -132,6 +134,17 @@ def test_a_file_of_our_own_schema(tmp_path, name):
     assert a.tests == CallTests(("assert f(2) == 4",)) and a.limits == Limits()
     assert two.tests == CheckTests(ROWS[1]["test"], "f")
     assert c.tests == StdioTests((("1", "2"),), 0.1)
+
+
+def test_the_examples_of_the_documentation_are_read(sandbox, tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "problems.md").read_text()
+    (tmp_path / "mine.jsonl").write_text(page.split("```json\n")[1].split("```")[0])
+    benchmark = read_problems(str(tmp_path / "mine.jsonl"), tmp_path / "prepared")
+    problems = [p for split in benchmark.splits.values() for p in split]
+    assert passing(sandbox, problems) == ["square", "sum"]
+    assert passing(sandbox, problems, "    return 4\n") == []
+    documented = set(re.findall(r"`(\w+)`", page.split("| field | |")[1].split("\n\n")[0]))
+    assert documented == jsonl.FIELDS
 
 
 def test_a_folder_names_its_splits_and_an_array_is_a_file(tmp_path):

@@ -6,7 +6,7 @@ The fields of tests are those that `prm_jax.judge` reads, so one file serves bot
 from typing import Any
 
 from prm_jax.problems.formats import human_eval, words
-from prm_jax.problems.rows import Row
+from prm_jax.problems.rows import BadRow, Row
 from prm_jax.types import CallTests, CheckTests, Limits, Problem, StdioTests, Tests
 
 _SPLITS = ("train", "validation", "test")
@@ -14,7 +14,7 @@ _TESTS = ("tests", "test_list", "test", "cases")
 FIELDS = frozenset(
     ("task_id", "split", "prompt", "instruction", "program_prefix", "solution", "horizon")
     + ("difficulty", *_TESTS, "setup", "test_setup_code", "entry_point", "float_tolerance")
-    + ("cpu_s", "memory_mib", "output_bytes", "id")
+    + ("cpu_s", "memory_mib", "output_bytes")
 )
 
 
@@ -80,9 +80,7 @@ def _tests(row: Row, prefix: str) -> Tests:
     kinds = [name for name in _TESTS if row.has(name)]
     if len(kinds) != 1:
         found = ", ".join(kinds) or "none of them"
-        raise type(row.wrong("tests", ""))(
-            f"{row.where}: one of {_TESTS} must be given, not {found}"
-        )
+        raise BadRow(f"{row.where}: one of {_TESTS} must be given, not {found}")
     tolerance = _tolerance(row)
     match kinds[0]:
         case "cases":

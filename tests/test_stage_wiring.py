@@ -283,6 +283,27 @@ def test_the_score_of_a_step_is_read_at_its_token_and_clipped(monkeypatch, n):
         assert np.concatenate(raw).min() < -1 and np.concatenate(raw).max() > 1
 
 
+def test_the_prm_is_judged_up_to_the_first_error(monkeypatch):
+    """Steps 4 and 5 of p are behind its error, and the neutral step of q has no say."""
+    responses = [
+        labelled("a1\nb2\nc3\nd4\ne5", ("1\n", 1), ("2\n", 1), ("3\n", -1), ("4\n", -1), ("$", -1)),
+        labelled("#6\ng7", ("6\n", 0), ("$", 1), passed=True, task_id="q"),
+    ]
+    scores = [np.array([0.8, -0.2, -0.6, 1.0, 1.0]), np.array([-1.0, 0.4])]
+    monkeypatch.setattr(prm_stage, "step_scores", lambda *arguments: scores)
+    validation = [problem("p"), problem("q")]
+    run = run_with(Config(), problems=SimpleNamespace(validation=validation))
+    found = prm_stage.judge_prm(run, "prm", responses)
+    assert found["n_responses"] == 2
+    assert found["auc_within_problem"] == 1.0  # 0.8 and -0.2 above -0.6; q has one class only
+    # The first score below 0 is step 2, one before the error; q is rightly left alone.
+    report = found["first_error"]
+    assert (report["exact"], report["too_early"], report["acc_ok"]) == (0.0, 1.0, 1.0)
+    # p = 0.9, 0.4, 0.2 and 0.7 against 1, 1, 0 and 1: a bin each.
+    assert found["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
+    assert sum(row["n"] for row in found["calibration"]) == 4
+
+
 # ----------------------------------------------------------------------------------------- evaluate
 
 CHAIN = Chain(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from prm_jax.config import ConfigError
-from prm_jax.rl.labels import ResponseClass, prm_targets, select
+from prm_jax.rl.labels import ResponseClass, loss_support, prm_targets, select
 from prm_jax.rl.statistics import auc_within_groups, calibration, first_error_report
 from prm_jax.sharding import abstract_params, batch_sharding, batch_shards
 from prm_jax.stages.batches import Batches, right_pad

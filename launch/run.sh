@@ -5,7 +5,7 @@
 #
 # Starts `python -m prm_jax.train ARGUMENTS` on every worker, shows their logs together, each line
 # with its worker, and ends with the exit status of the worst. A spot slice that is taken away is
-# deleted, created again as it was and set up, and the same command goes on from the bucket.
+# brought back (launch/recreate.sh), and the same command goes on from the bucket.
 #
 # Ctrl-C stops the training (checkpoints stay). A lost connection or a closed laptop does not: the
 # same command joins the training again. The slice stays up, and costs money, until launch/delete.sh.
@@ -14,7 +14,8 @@
 #                           without it cannot go on after it was taken away
 #   --workdir WORKDIR       on the workers, in ~/prm_jax; default: runs/NAME
 #   --sync-every SECONDS    between two uploads (and one at the end); default: 600
-#   --restarts N            how often to go on after a preemption or exit status 75; default: 20
+#   --restarts N            how often to go on after a preemption, exit status 75 or a lost
+#                           connection; default: 20
 #   --delete-when-done      delete the slice after exit status 0
 #   --zone, --project, --dry-run    as in launch/create.sh
 
@@ -34,7 +35,7 @@ for word in ${rest[@]+"${rest[@]}"}; do
 done
 
 if [[ $poll_s =~ ^[1-9][0-9]*$ ]]; then naps=$poll_s nap_s=1; else naps=1 nap_s=$poll_s; fi
-scratch=$(mktemp -d) job='' attempts=0 status=''
+scratch=$(mktemp -d) job='' training='' attempts=0 status=''
 # shellcheck disable=SC2329  # trap calls these two
 finish() {
     rm -rf "$scratch"
@@ -49,9 +50,9 @@ finish() {
 # shellcheck disable=SC2329
 interrupt() {
     trap 'exit 130' INT TERM
-    if [[ -n $job ]]; then
+    [[ -z $job ]] || kill -- "-$job" 2>/dev/null || true
+    if [[ -n $training ]]; then
         say "stopping the training on all workers (Ctrl-C again: leave it running there)"
-        kill -- "-$job" 2>/dev/null || true
         on_workers 'bash prm_jax/launch/worker/train.sh stop' </dev/null ||
             say "could not reach all workers: the training may still be running on $name"
     fi
@@ -60,22 +61,26 @@ interrupt() {
 trap finish EXIT
 trap interrupt INT TERM
 
-taken_away() { # by the service; what its user deleted is not brought back
-    [[ $initiator != USER ]] || return
-    case "$state $node" in
-        SUSPENDING* | SUSPENDED* | FAILED* | 'ACTIVE PREEMPTED' | 'ACTIVE TERMINATED') ;;
-        *) return 1 ;;
-    esac
+child() { # a script in a group of its own, so that a signal is answered at once
+    local code=0
+    set -m
+    "$@" </dev/null &
+    job=$!
+    set +m
+    wait "$job" || code=$?
+    job=''
+    return "$code"
 }
 
-bring_back() { # deletes the slice, creates it as it was and sets it up, until that succeeds
+bring_back() {
     [[ $spot && $bucket ]] || { say "error: $name is $state, VMs $node; only a spot slice with" \
         "--bucket is created again"; exit 1; }
-    while taken_away && ((restarts-- > 0)); do
-        say "$name was taken away (queued resource $state, VMs $node): creating it again"
-        while [[ $state == SUSPENDING ]]; do sleep "$poll_s"; look || true; done
-        if "$here/delete.sh" "$name" "${place[@]}" --yes && "$here/create.sh" "$name" \
-            "${place[@]}" "${made[@]}" --spot && "$here/setup.sh" "$name" "${place[@]}"; then return; fi
+    while ((restarts-- > 0)); do
+        if taken_away; then
+            if child "$here/recreate.sh" "$name" "${place[@]}"; then return; fi
+        elif over; then break
+        elif child "$here/setup.sh" "$name" "${place[@]}"; then return; fi
+        sleep "$poll_s"
         look || true
     done
     say "error: $name could not be brought back"
@@ -91,22 +96,24 @@ attempt() { # one training; sets $status to the worst worker's, or to '' when th
     set -m # a group of its own: Ctrl-C is for `interrupt`
     { on_workers "$command" </dev/null 2>&1 || code=$?; echo "${code:-0}" >"$scratch/code"; } |
         tee "$scratch/log" &
-    job=$(jobs -p %%)
+    job=$(jobs -p %%) training=yes
     set +m
     until [[ -s $scratch/code ]]; do
         for ((nap = 0; nap < naps; nap++)); do [[ -s $scratch/code ]] || sleep "$nap_s"; done
-        if look && [[ $state != ACTIVE || $node == PREEMPTED || $node == TERMINATED ]]; then
+        if look && over; then
             kill -- "-$job" 2>/dev/null || true
             break
         fi
     done
     wait "$!" || true
     [[ ! -s $scratch/code ]] || code=$(<"$scratch/code")
-    job='' status=$code # gcloud's is that of the first worker that failed
-    [[ -n $code ]] || return 0
+    job='' training='' status=$code # gcloud's is that of the first worker that failed
+    [[ -n $code && $code != 0 ]] || return 0
+    sed -n 's/^\[worker [0-9]*\] prm_jax.train ended with exit status //p' "$scratch/log" >"$scratch/ends"
+    [[ -s $scratch/ends || $code == 127 ]] || status=255 # it was the connection that failed
     while read -r each; do
-        if ((status == 0 || status == 75 && each > 0 || each != 75 && each > status)); then status=$each; fi
-    done < <(sed -n 's/^\[worker [0-9]*\] prm_jax.train ended with exit status //p' "$scratch/log")
+        if ((status == 75 && each > 0 || each != 75 && each > status)); then status=$each; fi
+    done <"$scratch/ends"
 }
 
 hoped='ACTIVE|SERVICE|e30= READY'
@@ -114,16 +121,6 @@ look || refuse "cannot see whether $name is up (gcloud's message is above); noth
 [[ $state != ABSENT ]] || refuse "NAME = '$name' does not exist in $zone: launch/create.sh makes it"
 [[ $tier != spot ]] || spot=yes
 [[ -z $spot || -n $bucket ]] || say "warning: no --bucket: if $name is taken away, the training is lost"
-made=(gcloud compute tpus queued-resources describe "$name" "${place[@]}"
-    --format='value[separator="|"](tpu.nodeSpec[0].node.acceleratorType.basename(),tpu.nodeSpec[0].node.runtimeVersion,tpu.nodeSpec[0].node.networkConfig.network,tpu.nodeSpec[0].node.networkConfig.subnetwork,tpu.nodeSpec[0].node.serviceAccount.email)')
-if [[ -n $dry_run ]]; then quoted "${made[@]}"; else
-    described=$("${made[@]}")
-    IFS='|' read -r type version network subnetwork service_account <<<"$described"
-    made=(--type="$type" --version="$version" ${network:+--network="$network"}
-        ${subnetwork:+--subnetwork="$subnetwork"}
-        ${service_account:+--service-account="$service_account"})
-fi
-
 wait_until_ready || bring_back
 while :; do
     attempt
@@ -131,19 +128,20 @@ while :; do
     case $status in 0 | 2 | 127 | 130) break ;; esac
     # The workers of a preempted slice may end before its state says why.
     for _ in 1 2 3; do
-        if look && { taken_away || [[ -z $spot || $state == ABSENT ]]; }; then break; fi
+        if look && { over || [[ -z $spot ]]; }; then break; fi
         sleep "$poll_s"
     done
     if taken_away; then bring_back
-    elif [[ $status == 75 ]] && ((restarts-- > 0)); then say "exit status 75: starting again"
+    elif [[ $status == 75 || $status == 255 ]] && ! over && ((restarts-- > 0)); then
+        say "exit status $status: the same command again"
     else break; fi
 done
 if [[ -n $dry_run ]]; then
-    echo "# should the slice be taken away: delete.sh $me --yes, create.sh as it was, setup.sh $me"
-    echo "# and the training again; --dry-run of each shows its commands"
+    echo "# should the slice be taken away: launch/recreate.sh $me, and the training again"
     exit 0
 fi
-say "the training ended with exit status ${status:-1}"
+if [[ -n $status ]]; then say "the training ended with exit status $status"
+else say "error: the training is over: $name is $state, VMs $node"; fi
 [[ $status != 127 ]] || say "prm_jax is not installed there: launch/setup.sh $me"
 if [[ $status == 0 && -n $delete_when_done ]]; then "$here/delete.sh" "$name" "${place[@]}" --yes; fi
 exit "${status:-1}"

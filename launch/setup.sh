@@ -19,7 +19,7 @@ need_no_rest
 here=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
 
 hoped='ACTIVE READY'
-if wait_until_ready; then :; else
+if ! wait_until_ready; then
     [[ $state != ABSENT ]] || refuse "NAME = '$name' does not exist in $zone: launch/create.sh makes it"
     say "error: $name is $state, VMs $node, and won't come up again:" \
         "launch/delete.sh $(quoted "$name" "${place[@]}"), then launch/create.sh"

@@ -91,20 +91,27 @@ look() {
     state=${state:-UNKNOWN} node=${node:-ABSENT}
 }
 
-# wait_until_ready: waits for the queue and for the VMs, and says each change; fails with 1 if the
-# slice was lost or never came, and with 2 if it is not there at all.
+# over: whether what `look` saw will not train any more.
+over() {
+    case $state in ABSENT | DELETING | FAILED | SUSPENDING | SUSPENDED) return ;; esac
+    case $node in PREEMPTED | TERMINATED | STOPPING | STOPPED) return ;; esac
+    return 1
+}
+
+# taken_away: the same, and it was the service: what its user deleted or stopped is not brought back.
+taken_away() {
+    over && [[ $initiator != USER && $state != ABSENT && $state != DELETING && $node != STOP* ]]
+}
+
+# wait_until_ready: waits for the queue and for the VMs and says each change; fails if it is over.
 wait_until_ready() {
     local before=''
     while :; do
         if look; then
             [[ $before == "$state $node" ]] || report "$name: queued resource $state, VMs $node"
             before="$state $node"
-            [[ $before == 'ACTIVE READY' ]] && return
-            case $state in
-                ABSENT) return 2 ;;
-                FAILED | SUSPENDING | SUSPENDED | DELETING) return 1 ;;
-            esac
-            case $node in PREEMPTED | TERMINATED | STOPPED) return 1 ;; esac
+            if [[ $before == 'ACTIVE READY' ]]; then return; fi
+            if over; then return 1; fi
         fi
         sleep "$poll_s"
     done

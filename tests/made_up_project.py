@@ -25,12 +25,18 @@ with open(root / "calls.jsonl", "a") as calls:
     calls.write(json.dumps([worker, *argv]) + "\n")
 if verb in world.get("fails", ()):
     sys.exit(f"ERROR: (gcloud) {verb} failed")
+flaky = worker is None and verb in world.get("fails_once", ())
 homes = [root / f"worker-{i}" for i in range(world["workers"])]
 
 def save():
     new = root / f"world.json.{os.getpid()}"
     new.write_text(json.dumps(world))
     new.rename(root / "world.json")
+
+if flaky:
+    world["fails_once"].remove(verb)
+    save()
+    sys.exit(f"ERROR: (gcloud) {verb} failed, this once")
 
 def life():
     return world["lives"][world["life"]] if world["exists"] else {"queue": ["//"]}

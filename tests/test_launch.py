@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_project import LAUNCH, World
 
-SCRIPTS = ("create.sh", "setup.sh", "run.sh", "status.sh", "delete.sh")
+SCRIPTS = ("create.sh", "setup.sh", "run.sh", "recreate.sh", "status.sh", "delete.sh")
 NASTY = [
     "a b",
     "it's",
@@ -53,7 +53,7 @@ NEW_LIFE = {
 def test_shellcheck_finds_nothing():
     shellcheck = Path(sys.executable).parent / "shellcheck"  # of the extra `test`
     scripts = sorted(LAUNCH.rglob("*.sh"))
-    assert len(scripts) == 9
+    assert len(scripts) == 10
     checked = subprocess.run([shellcheck, "-x", *scripts], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
@@ -115,6 +115,7 @@ def test_create_asks_once_for_the_type_with_its_image(world, kind, version):
         ("delete.sh", [*DEMO, "--yes=no"], "--yes=no is not an option of delete.sh"),
         ("setup.sh", [*DEMO, "--", "x"], "nothing may follow --, but 'x' does"),
         ("setup.sh", [*DEMO], "NAME = 'demo' does not exist"),
+        ("recreate.sh", [*DEMO], "NAME = 'demo' was not taken away by the service"),
         ("run.sh", [*DEMO], "NAME = 'demo' does not exist"),
         ("run.sh", [*DEMO, "--bucket", "b"], "--bucket = 'b' is no bucket: give gs://"),
         ("run.sh", [*DEMO, "--workdir", "gs://b"], "give --bucket 'gs://b'"),
@@ -251,6 +252,7 @@ def test_a_preempted_slice_is_created_again_once_and_goes_on_from_the_bucket(wor
     changes = [call[3] for call in world.calls() if call[3] in ("create", "delete", "scp")]
     assert changes == ["delete", "create", "scp"]
     (create,) = world.calls("create")
+    assert "launch/delete.sh demo" in told.stderr
     assert "--spot" in create and "--accelerator-type=v5litepod-16" in create
     assert "--network=net" in create and "--service-account=me@x.iam.gserviceaccount.com" in create
     first, second = world.trained(0)
@@ -258,6 +260,32 @@ def test_a_preempted_slice_is_created_again_once_and_goes_on_from_the_bucket(wor
     assert (world.root / "worker-0/prm_jax/runs/demo/sub/old").exists()
     assert world.trained(1)[1]["resumed"], "worker 1 had ended and uploaded"
     assert "STILL EXISTS" in told.stderr
+
+
+def test_what_fails_on_the_way_back_is_tried_again(world):
+    failing = ["queued-resources delete", "queued-resources create", "tpu-vm scp"]
+    world.up(GONE, more_lives=(NEW_LIFE,), fails_once=failing).trainings(["until stopped", 0], [0])
+    told = world.run("run.sh", *DEMO, *BUCKET)
+    assert told.returncode == 0, told.stdout + told.stderr
+    changes = [call[3] for call in world.calls() if call[3] in ("create", "delete", "scp")]
+    assert changes == ["delete"] * 2 + ["create"] * 2 + ["scp"] * 2
+
+
+def test_recreate_leaves_alone_what_runs_is_on_demand_or_was_stopped_by_its_user(world):
+    for state, spot in ((READY, True), (GONE, False), ("SUSPENDED/USER/", True)):
+        world.put(exists=True, lives=[{"queue": [state]}], spot=spot)
+        assert world.run("recreate.sh", *DEMO).returncode == 2
+    dry = world.run("recreate.sh", *DEMO, "--dry-run").stdout
+    done = ["describe", "delete", "create", "scp", "ssh"]
+    assert [c[3] for c in commands(dry) if c[3] != "list"] == done
+    assert {call[3] for call in world.calls()} == {"list"}
+
+
+def test_a_connection_that_never_was_is_tried_again(world):
+    world.up(READY, fails_once=["tpu-vm ssh"])
+    told = world.run("run.sh", *DEMO)
+    assert told.returncode == 0 and "exit status 255: the same command again" in told.stderr
+    assert len(world.trained(0)) == 1
 
 
 @pytest.mark.parametrize(

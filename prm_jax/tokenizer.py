@@ -78,7 +78,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, eos: str = "") -> "Tokenizer":
-        """Reads a tokenizer.json, or a model's folder in Hugging Face layout.
+        """Reads a tokenizer.json, a model's folder in Hugging Face layout, or a GGUF file.
 
         `eos` names the end token that is written; empty takes the one of tokenizer_config.json, or
         else of generation_config.json, or tries the usual names. All end tokens of

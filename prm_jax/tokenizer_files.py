@@ -3,7 +3,7 @@
 A model's folder (Hugging Face layout) spreads it over several files: the tokens and how to split a
 text in tokenizer.json, which of them begin and end a text in tokenizer_config.json or
 special_tokens_map.json, which end a generation in generation_config.json, and how a chat is written
-in a template. This module reads them into one record.
+in a template. A GGUF file has them all. This module reads either into one record.
 """
 
 import dataclasses
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+
+# What may lie beside a tokenizer.json and its tokenizer_config.json.
+_BESIDE = ("special_tokens_map", "added_tokens", "generation_config", "chat_template", "config")
 
 
 class TokenizerError(ValueError):
@@ -34,7 +37,7 @@ class TokenizerFiles:
 
 
 def read_files(path: str | Path) -> TokenizerFiles:
-    """Reads a tokenizer.json, or the folder of a model, and what lies beside it.
+    """Reads a tokenizer.json, or the folder of a model, and what lies beside it; or a GGUF file.
 
     A token that a chat adds may stand in tokenizer_config.json or added_tokens.json alone; it is
     one of the tokens here. Raises FileNotFoundError, or TokenizerError for files that are no usable
@@ -45,16 +48,19 @@ def read_files(path: str | Path) -> TokenizerFiles:
         path = path / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer.path = {str(path)!r} is not a file")
-    config = _json(path.with_name("tokenizer_config.json"))
-    specials = _json(path.with_name("special_tokens_map.json"))
+    if path.suffix == ".gguf":
+        # Here, so that only those who read such a file need the package for it.
+        from prm_jax.pretrained import gguf_tokenizer
+
+        spec, config = gguf_tokenizer(path)
+        beside: dict[str, dict[str, Any]] = dict.fromkeys(_BESIDE, {})
+    else:
+        spec, config = _spec(path), _json(path.with_name("tokenizer_config.json"))
+        beside = {name: _json(path.with_name(f"{name}.json")) for name in _BESIDE}
+    specials = beside["special_tokens_map"]
     try:
-        spec = json.loads(path.read_bytes())
-        missing = _missing_tokens(
-            spec, config, _json(path.with_name("added_tokens.json")), specials
-        )
+        missing = _missing_tokens(spec, config, beside["added_tokens"], specials)
         inner = _inner(spec, missing)
-    except TokenizerError:
-        raise
     except Exception as e:  # the library raises bare Exception
         raise TokenizerError(f"tokenizer.path = {str(path)!r} is not a tokenizer: {e}") from e
     for token in missing:
@@ -64,17 +70,27 @@ def read_files(path: str | Path) -> TokenizerFiles:
                 f"{path.name} lacks: its ids would have a gap; save the tokenizer again"
             )
     add_bos = config.get("add_bos_token")
-    rows = _json(path.with_name("config.json")).get("vocab_size")
+    rows = (beside["config"] or config).get("vocab_size")
     return TokenizerFiles(
         source=str(path),
         inner=inner,
         kind=_kind(spec, str(path)),
         names=_names(specials) | _names(config),
-        end_ids=_end_ids(_json(path.with_name("generation_config.json"))),
-        chat_template=_chat_template(path, config),
+        end_ids=_end_ids(beside["generation_config"]),
+        chat_template=_chat_template(path, beside["chat_template"] or config),
         add_bos=add_bos if isinstance(add_bos, bool) else None,
         embedding_rows=rows if isinstance(rows, int) else 0,
     )
+
+
+def _spec(path: Path) -> dict[str, Any]:
+    try:
+        spec = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise TokenizerError(f"tokenizer.path = {str(path)!r} is not a tokenizer: {e}") from e
+    if not isinstance(spec, dict):
+        raise TokenizerError(f"tokenizer.path = {str(path)!r} is not a tokenizer: it is no object")
+    return spec
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -108,12 +124,11 @@ def _end_ids(generation: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
-    """The default template: of its own file, or else of tokenizer_config.json."""
+    """The default template: of its own file, or else of the configuration."""
     alone = path.with_name("chat_template.jinja")
     if alone.is_file():
         return alone.read_text(encoding="utf-8")
-    found = _json(path.with_name("chat_template.json")) or config
-    template = found.get("chat_template")
+    template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         template = {item["name"]: item["template"] for item in template}.get("default")
     return template if isinstance(template, str) else None

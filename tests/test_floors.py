@@ -39,7 +39,8 @@ SIDEWAYS = {
     "model": {"sharding"},
     "problems": {"sandbox", "metrics"},  # progress of long checks
     "prompts": {"tokenizer"},
-    "tokenizer": {"tokenizer_files", "pretrained"},  # the last reads the tokenizer in a GGUF file
+    "tokenizer": {"tokenizer_files"},
+    "tokenizer_files": {"pretrained"},  # reads the tokenizer in a GGUF file
     "pretrained": {"model", "sharding"},
     "train": {"report"},
 }

@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
@@ -200,3 +201,35 @@ def test_broken_files_are_named(tmp_path, name):
 def test_a_folder_without_a_tokenizer_json_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json' is not a file"):
         Tokenizer.load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- GGUF
+
+
+def test_a_gguf_file_has_its_tokenizer(tmp_path):
+    merges = [("\u0120", "\u0120"), ("\u010a", "\u0120\u0120")]  # two spaces, and a newline first
+    tokens = [*BYTES, *(left + right for left, right in merges), *SPECIAL[:3]]
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    control = [gguf.TokenType.CONTROL] * 3
+    writer.add_token_types([gguf.TokenType.NORMAL] * (len(tokens) - 3) + control)
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(258)
+    writer.add_eos_token_id(260)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template("{{ messages[0].content }}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.pieces(tokenizer.encode("x\n   y<|im_end|>")) == [
+        b"x", b"\n", b"  ", b" ", b"y", b"",
+    ]  # fmt: skip
+    assert (tokenizer.bos_id, tokenizer.adds_bos, tokenizer.eos_ids) == (258, True, (260,))
+    assert tokenizer.pad_id == 259 and tokenizer.vocab_size == 261
+    assert tokenizer.chat_template == "{{ messages[0].content }}"
+    assert tokenizer.names == {"bos_token": "<|bos|>", "eos_token": "<|im_end|>"}

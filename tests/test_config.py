@@ -42,6 +42,7 @@ def group(**settings) -> PPOConfig:
         (lambda: Config(ppo=PPOConfig(steps=2)), "label.checkpoints = 4"),
         (lambda: PPOConfig(critic_lambda=1.5), "ppo.critic_lambda = 1.5"),
         (lambda: PPOConfig(lambda_alpha=-1.0), "ppo.lambda_alpha = -1.0"),
+        (lambda: PPOConfig(sampler_cap=-1.0), "ppo.sampler_cap = -1.0"),
         (lambda: PPOConfig(critic_warmup_steps=-1), "ppo.critic_warmup_steps = -1"),
         (lambda: PPOConfig(outcome="half"), "ppo.outcome = 'half'"),  # type: ignore[arg-type]
         (lambda: PPOConfig(advantage="rloo"), "ppo.advantage = 'rloo'"),  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from prm_jax.rl.losses import (
     ppo_value_loss,
     prm_loss,
     recalibrate,
+    sampler_weights,
 )
 
 MASK = np.array([[c == "1" for c in row] for row in ("00111100", "00011111", "00100000")])
@@ -264,3 +265,41 @@ def test_recalibrating_constant_scores_gives_the_mean_return(score):
 def test_recalibrating_nothing_gives_0():
     scale, shift = recalibrate(*random_grids(2), jnp.zeros(MASK.shape, bool))
     assert scale == 0 and shift == 0
+
+
+# ------------------------------------------------------------------------------- sampler mismatch
+
+
+def test_sampler_weights_by_hand():
+    # The trainer's odds over the sampler's: 2, 1/2, 8 (cut to 3); the masked one is not read.
+    logp = row(*np.log([0.4, 0.2, 0.8]), jnp.nan)
+    sampler_logp = row(*np.log([0.2, 0.4, 0.1]), jnp.inf)
+    mask = jnp.array([[True, True, True, False]])
+    weights = sampler_weights(logp, sampler_logp, mask, 3.0)
+    np.testing.assert_allclose(weights, [[2, 0.5, 3, 0]], rtol=1e-6)
+
+
+def test_weights_on_advantages_are_weights_on_the_surrogates_terms():
+    new, sampler, advantages = random_grids(3, seed=11)
+    old = new + 0.4 * random_grids(1, seed=12)[0]
+    mask = jnp.array(MASK)
+    weights = sampler_weights(old, sampler, mask, 2.0)
+    assert 0 < float((weights[mask] == 2.0).mean()) < 1
+    loss, _ = policy_loss(new, old, weights * advantages, mask)
+    ratio = np.exp(np.asarray(new - old, np.float64))
+    a = np.asarray(advantages, np.float64)
+    terms = np.minimum(ratio * a, np.clip(ratio, 0.8, 1.3) * a)
+    wanted = -(np.asarray(weights) * terms)[MASK].mean()
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+
+
+def test_an_unbiased_weight_corrects_the_samplers_policy():
+    """Two tokens, sampler .5 / .5, trainer .8 / .2: weighted means are those under the trainer."""
+    sampler, trainer = np.log([[0.5, 0.5]]), np.log([[0.8, 0.2]])
+    mask = jnp.ones((1, 2), bool)
+    weights = sampler_weights(
+        jnp.array(trainer, jnp.float32), jnp.array(sampler, jnp.float32), mask, 10.0
+    )
+    reward = np.array([3.0, -1.0])
+    under_trainer = (0.5 * np.asarray(weights)[0] * reward).sum()
+    np.testing.assert_allclose(under_trainer, 0.8 * 3 - 0.2, rtol=1e-6)

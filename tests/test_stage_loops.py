@@ -387,7 +387,7 @@ def test_the_three_programs_of_ppo_share_the_samplers_temperature_and_the_width(
         assert settings[name]["prompt_tokens"] == 16  # the longest prompt has 9 tokens
     assert settings["sampler"]["eos_ids"] == TOKENIZER.eos_ids
     assert settings["sampler"]["completion_tokens"] == CONFIG.max_completion_tokens
-    for name in ("epochs", "minibatches", "clip_low", "clip_high", "value_clip"):
+    for name in ("epochs", "minibatches", "clip_low", "clip_high", "value_clip", "sampler_cap"):
         assert settings["update"][name] == getattr(ppo, name)
     for name in ("kl_coef", "gamma", "gae_lambda"):
         assert settings["experience"][name] == getattr(ppo, name)

@@ -1,5 +1,6 @@
 """The options of the PPO steps: other lambdas, a critic that is warmed up, and no critic at all."""
 
+import dataclasses
 import functools
 
 import jax
@@ -166,3 +167,36 @@ def test_group_advantages_are_the_same_on_one_device_and_on_eight():
     with jax.set_mesh(EIGHT):
         eight, _ = make_experience(EIGHT, **GROUP)(rollout(EIGHT))
     assert_close(one.advantages, eight.advantages, 1e-3)
+
+
+# ------------------------------------------------------------------------------ sampler mismatch
+
+
+def test_a_sampler_of_another_policy_is_weighed_up_to_the_cap():
+    tx = optax.sgd(0.1)
+    batch, _ = make_experience(ONE, gae_lambda=1.0, **PLAIN)(rollout())
+
+    def update(batch, cap):
+        policy = new_state(policy_params(ONE), tx, ONE)
+        run = make_update(
+            POLICY, SCALAR, tx, tx, ONE, shardings(policy), None, prompt_tokens=P,
+            temperature=TEMPERATURE, epochs=1, minibatches=1, sampler_cap=cap, **CLIPS,
+        )  # fmt: skip
+        policy, _, metrics = run(policy, None, batch, jax.random.key(0))
+        return policy, metrics
+
+    plain, _ = update(batch, 0.0)
+    same, metrics = update(batch, 1.5)
+    assert_close(plain.params, same.params, 1e-5)  # the sampler was right: all weights are 1
+    np.testing.assert_allclose(float(metrics["policy/sampler_weight"]), 1.0, atol=1e-4)
+
+    # A sampler that thought its tokens half as likely: weights of 2, cut to 1.5, and the ratio is
+    # to the trainer's own policy, so that nothing is clipped.
+    half = dataclasses.replace(batch, logp=batch.logp - jnp.log(2.0))
+    cut, metrics = update(half, 1.5)
+    np.testing.assert_allclose(float(metrics["policy/sampler_weight"]), 1.5, rtol=1e-5)
+    np.testing.assert_allclose(float(metrics["policy/ratio_mean"]), 1.0, atol=1e-5)
+    before = policy_params(ONE)
+    for start, a, b in zip(*map(jax.tree.leaves, (before, plain.params, cut.params)), strict=True):
+        step = np.asarray(a) - np.asarray(start)
+        np.testing.assert_allclose(np.asarray(b) - np.asarray(start), 1.5 * step, atol=1e-5)

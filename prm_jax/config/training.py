@@ -68,6 +68,9 @@ class PPOConfig(Section):
     """The ratio to the old policy is clipped to 1 - clip_low."""
     clip_high: float = 0.2
     """... and to 1 + clip_high."""
+    sampler_cap: float = 0.0
+    """Above 0, each token weighs min(pi_trainer / pi_sampler, sampler_cap): for samplers of another
+    precision; 0 takes the sampler's log-probs as the trainer's."""
     value_clip: float = 0.2
     """Largest step of a value from the old one that the loss rewards."""
     gamma: float = 1.0
@@ -102,7 +105,7 @@ class PPOConfig(Section):
         self._fraction("gamma", "gae_lambda")
         if self.critic_lambda is not None:
             self._fraction("critic_lambda")
-        self._not_negative("kl_coef", "lambda_alpha", "critic_warmup_steps")
+        self._not_negative("kl_coef", "lambda_alpha", "critic_warmup_steps", "sampler_cap")
         self._one_of("outcome", "pass", "partial")
         self._one_of("advantage", "gae", "group")
         if self.advantage == "group":

@@ -58,6 +58,25 @@ def ppo_policy_loss(
     return loss, {name: lax.stop_gradient(value) for name, value in metrics.items()}
 
 
+def sampler_weights(
+    logp: Float[Array, "B T"],
+    sampler_logp: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    cap: ScalarLike,
+) -> Float[Array, "B T"]:
+    """How much more likely the trainer makes each token than the sampler did, truncated.
+
+    w = min(exp(logp - sampler_logp), cap), 0 where masked; logp is of the same parameters. A
+    sampler of another precision or kernel draws from a policy that is not quite the trainer's;
+    the surrogate's terms times w are those of the trainer's policy again, up to the truncation,
+    which bounds their variance.
+
+    Source: Ionides, "Truncated importance sampling", 2008.
+    """
+    ratio = jnp.exp(_masked(logp, mask) - _masked(sampler_logp, mask))
+    return _masked(jnp.minimum(ratio, cap), mask)
+
+
 def ppo_value_loss(
     values: Float[Array, "B T"],
     old_values: Float[Array, "B T"],

@@ -156,6 +156,7 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         value_clip=config.value_clip,
+        sampler_cap=config.sampler_cap,
     )
     kept = evenly_spaced(config.steps, run.config.label.checkpoints)
 

@@ -4,6 +4,7 @@ The host calls `score` while the sandbox still runs the programs, then `experien
 outcomes are known, then `update`. Every array is on the `[B, T]` grid of types.py.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,13 @@ from prm_jax.rl.advantages import (
     whiten,
 )
 from prm_jax.rl.dense import DenseForm
-from prm_jax.rl.losses import masked_mean, ppo_policy_loss, ppo_value_loss, recalibrate
+from prm_jax.rl.losses import (
+    masked_mean,
+    ppo_policy_loss,
+    ppo_value_loss,
+    recalibrate,
+    sampler_weights,
+)
 from prm_jax.rl.rewards import kl_penalties, token_rewards
 from prm_jax.sharding import batch_sharding, replicated
 from prm_jax.steps.state import apply_gradients
@@ -173,6 +180,7 @@ def make_update(
     clip_low: float,
     clip_high: float,
     value_clip: float,
+    sampler_cap: float = 0.0,
 ) -> Callable[
     [TrainState, TrainState | None, PPOBatch, jax.Array],
     tuple[TrainState, TrainState | None, Metrics],
@@ -183,12 +191,16 @@ def make_update(
     metrics are means over all of them. The new log-probs are taken at the sampler's temperature,
     since the ratio pi_new / pi_old compares two policies of one kind. A critic of None, with
     shardings of None, is not trained and stays None.
+
+    `sampler_cap` > 0 takes the ratio to the policy as the trainer computes it before the first
+    step (one more forward pass), and weighs each token by `sampler_weights`. The weights are not
+    negative, so it is the same to multiply the advantages by them.
     """
     rows = batch_sharding(mesh)
     value_loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=value_clip)
 
-    def policy_loss(params, batch: PPOBatch):
-        logp, entropy = token_logps(
+    def logps(params, batch: PPOBatch):
+        return token_logps(
             policy,
             params,
             batch.tokens,
@@ -196,6 +208,16 @@ def make_update(
             temperature=temperature,
             prompt_tokens=prompt_tokens,
         )
+
+    def weighted(params, batch: PPOBatch) -> tuple[PPOBatch, Metrics]:
+        logp, _ = logps(params, batch)
+        weights = sampler_weights(logp, batch.logp, batch.completion_mask, sampler_cap)
+        mean = masked_mean(weights, batch.completion_mask)
+        batch = dataclasses.replace(batch, logp=logp, advantages=weights * batch.advantages)
+        return batch, {"policy/sampler_weight": mean}
+
+    def policy_loss(params, batch: PPOBatch):
+        logp, entropy = logps(params, batch)
         loss, metrics = ppo_policy_loss(
             logp,
             batch.logp,
@@ -219,13 +241,16 @@ def make_update(
         return (policy_state, critic_state), metrics
 
     def update(policy_state: TrainState, critic_state: TrainState | None, batch: PPOBatch, key):
+        weights: Metrics = {}
+        if sampler_cap:
+            batch, weights = weighted(policy_state.params, batch)
         order = _minibatch_rows(key, batch.tokens.shape[0], epochs, minibatches)
         (policy_state, critic_state), metrics = jax.lax.scan(
             lambda states, index: minibatch_step(states, jax.tree.map(lambda x: x[index], batch)),
             (policy_state, critic_state),
             order,
         )
-        return policy_state, critic_state, jax.tree.map(jnp.mean, metrics)
+        return policy_state, critic_state, jax.tree.map(jnp.mean, metrics) | weights
 
     return jax.jit(
         update,

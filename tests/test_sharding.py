@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from prm_jax.config import ConfigError, MeshConfig, ModelConfig
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.score import token_logps
+from prm_jax.rl.stops import stop_table
 from prm_jax.sharding import (
     ACTIVATION_RULES,
     PARAM_RULES,
@@ -273,6 +274,23 @@ def test_eight_devices_sample_what_one_does(name):
         assert x.addressable_shards[0].data.shape == (N * K // shards, P + C)
 
 
+def test_eight_devices_stop_where_one_does():
+    stops = stop_table([b"aba"], [b"ab"[i % 2 :][:1] for i in range(VOCAB)])
+    state = np.array([stops.start([b"ab"[: i % 3]]) for i in range(N)], np.int32)
+    found = []
+    for name in ("one", "mixed"):
+        run = make_sampler(
+            POLICY, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0,
+            eos_ids=(), stops=stops,
+        )  # fmt: skip
+        found.append(run(params(name), *batch(), jax.random.key(1), state))
+    one, many = found
+    np.testing.assert_array_equal(one.tokens, many.tokens)
+    np.testing.assert_array_equal(one.completion_mask, many.completion_mask)
+    lengths = np.asarray(one.completion_mask).sum(axis=1)
+    assert lengths.min() < C  # some rows stop
+
+
 @pytest.mark.parametrize("name", ["fsdp", "mixed"])
 def test_eight_devices_compute_the_log_probs_and_gradients_of_one(name):
     (one_grads, one), (grads, many) = scored("one"), scored(name)
@@ -290,7 +308,8 @@ def test_the_cache_and_the_logits_are_split_inside_the_sampler(name, monkeypatch
         POLICY, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0, eos_ids=(1,)
     )
     with jax.set_mesh(mesh(name)):
-        text = programs[-1].lower(params(name), *batch(), jax.random.key(1)).compile().as_text()
+        lowered = programs[-1].lower(params(name), *batch(), jax.random.key(1), None, None)
+        text = lowered.compile().as_text()
     shards, tensor = batch_shards(mesh(name)), mesh(name).shape["tensor"]
 
     def cache(rows, heads):

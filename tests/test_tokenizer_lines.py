@@ -1,4 +1,4 @@
-"""Lines of code in the tokens of Qwen, of Llama 3 and of our own tokenizer.
+"""Lines of code in the tokens of Qwen, of Llama 3, of the split of GPT-2 and of our own tokenizer.
 
 The reference decodes token by token with another implementation, walks the bytes in plain Python,
 and asks Python's own tokenizer which lines hold code.
@@ -13,8 +13,10 @@ from pathlib import Path
 
 import open_vocabularies
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from prm_jax.config import PromptsConfig
 from prm_jax.prompts import Prompts
@@ -26,7 +28,8 @@ from prm_jax.types import LineKind
 fixed = settings(derandomize=True, deadline=None, max_examples=60)
 BLANK, CODE, COMMENT = LineKind.BLANK, LineKind.CODE, LineKind.COMMENT
 KINDS = {".": BLANK, "c": CODE, "#": COMMENT}
-NAMES = ["qwen3", "llama3", "own"]
+OPEN = ["qwen3", "llama3"]  # with another implementation
+NAMES = [*OPEN, "gpt2", "own"]
 
 # Programs and the kinds of their lines: blank, code, comment.
 PROGRAMS = {
@@ -62,12 +65,28 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def all_of_them(folder) -> dict[str, Tokenizer]:
-    found = {name: open_vocabularies.load(name, folder) for name in NAMES[:2]}
+    found = {name: open_vocabularies.load(name, folder) for name in OPEN}
     programs = [program for program, _ in PROGRAMS.values()]
+    found["gpt2"] = gpt2(3 * programs, folder / "gpt2.json")
     found["own"] = Tokenizer.train(programs, 400, folder / "own.json")
     for tokenizer in found.values():
         tokenizer.chat_template = "{{ messages[0].content }}"
     return found
+
+
+def gpt2(programs: list[str], path: Path) -> Tokenizer:
+    """With the split of GPT-2 and SmolLM2, a newline goes with the next line's indentation."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet,
+        show_progress=False,
+    )  # fmt: skip
+    inner.train_from_iterator(programs, trainer)
+    inner.save(str(path))
+    return Tokenizer.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +95,13 @@ def closing_fences(all_of_them):
 
 
 @pytest.fixture(scope="module")
-def spelled(all_of_them, folder) -> dict[int, str]:
-    """The tokens of our own tokenizer as its file spells them."""
-    model = json.loads((folder / "own.json").read_text())["model"]
-    return {i: text for text, i in model["vocab"].items()}
+def spelled(all_of_them, folder) -> dict[str, dict[int, str]]:
+    """The tokens of the tokenizers trained here as their files spell them."""
+    found = {}
+    for name in set(NAMES) - set(OPEN):
+        model = json.loads((folder / f"{name}.json").read_text())["model"]
+        found[name] = {i: text for text, i in model["vocab"].items()}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +110,8 @@ def decoded(spelled):
     alphabet = open_vocabularies.alphabet()
 
     def decode(name: str, ids: list[int]) -> list[bytes]:
-        if name == "own":
-            return [bytes(alphabet.index(c) for c in spelled[i]) for i in ids]
+        if name not in OPEN:
+            return [bytes(alphabet.index(c) for c in spelled[name][i]) for i in ids]
         return [open_vocabularies.reference(name).decode_single_token_bytes(i) for i in ids]
 
     return decode
@@ -119,7 +141,7 @@ def check(decoded, name: str, tokenizer: Tokenizer, text: str, eos: bool) -> lis
     ids = tokenizer.encode(text)
     pieces = decoded(name, ids)
     assert b"".join(pieces) == text_for(name, text).encode()
-    if name != "own":
+    if name in OPEN:
         assert ids == list(open_vocabularies.reference(name).encode_ordinary(text))
     if eos:
         ids, pieces = [*ids, tokenizer.eos_id], [*pieces, b""]
@@ -151,14 +173,17 @@ def test_lines_of_adversarial_code(all_of_them, decoded, name, eos, program):
 
 def test_tokens_straddle_lines(all_of_them):
     """What makes the cases above hard: tokens of several lines, or of the end of one and more."""
-    for name in NAMES[:2]:
+    for name in NAMES[:3]:
         pieces = [
             piece
             for program, _ in PROGRAMS.values()
             for piece in all_of_them[name].pieces(all_of_them[name].encode(program))
         ]
         assert any(piece.count(b"\n") > 1 for piece in pieces)
-        assert any(b"\n" in piece and piece.strip() for piece in pieces)
+        if name == "gpt2":
+            assert any(piece.startswith(b"\n") and piece.endswith(b" ") for piece in pieces)
+        else:
+            assert any(b"\n" in piece and piece.strip() for piece in pieces)
         assert any(not piece.isascii() and len(piece) < 4 for piece in pieces)
 
 

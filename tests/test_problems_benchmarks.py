@@ -166,6 +166,32 @@ def test_a_changed_file_is_prepared_anew(tmp_path):
     assert after.splits["train"][0].prompt == "another" and list(after.splits) == ["train"]
 
 
+def test_processes_may_prepare_the_same_file_at_once(tmp_path, monkeypatch):
+    """The other one begins and ends while this one writes its first record."""
+    path, record = str(write(tmp_path / "mine.jsonl", ROWS)), builder.record
+
+    def interrupted(problem: Problem):
+        monkeypatch.setattr(builder, "record", record)
+        others.append(read_problems(path, tmp_path / "prepared"))
+        return record(problem)
+
+    others = []
+    monkeypatch.setattr(builder, "record", interrupted)
+    own = read_problems(path, tmp_path / "prepared")
+    for found in (own, *others, read_problems(path, tmp_path / "prepared")):
+        assert [len(problems) for problems in found.splits.values()] == [1, 2]
+    assert len(others) == 1
+    assert not list((tmp_path / "prepared").rglob("incomplete*"))
+
+
+def test_large_files_tell_how_far_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(builder, "_LARGE_BYTES", 1 << 20)
+    rows = [{**GOOD, "task_id": f"{i}", "difficulty": "x" * 1000} for i in range(1500)]
+    read_problems(str(write(tmp_path / "mine.jsonl", rows)), tmp_path / "prepared")
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in told] == ["read jsonl 1/1", "prepare jsonl train 1/1"]
+
+
 text = st.text(st.characters(exclude_categories=()), max_size=8)
 named = st.text(st.characters(exclude_categories=()), min_size=1, max_size=8)
 tolerance = st.floats(0, 1e5)

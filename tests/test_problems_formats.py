@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import json
 import os
 import pickle
 import zlib
@@ -136,8 +137,9 @@ def verdict(sandbox: Sandbox, problem, completion: str) -> Verdict:
 def test_rows_without_tests_are_skipped_and_told(tmp_path):
     apps = read_problems(str(DATA / "apps.jsonl"), tmp_path)
     assert apps.skipped == (f"{DATA / 'apps.jsonl'}, line 4",)
-    contests = read_problems(str(DATA / "codecontests.jsonl"), tmp_path)
-    assert len(contests.skipped) == 1 and len(contests.splits["test"]) == 2
+    for _ in range(2):  # prepared, and then read from disk
+        contests = read_problems(str(DATA / "codecontests.jsonl"), tmp_path)
+        assert len(contests.skipped) == 1 and len(contests.splits["test"]) == 2
 
 
 def test_kinds_limits_and_difficulties(tmp_path):
@@ -179,6 +181,35 @@ def test_folders_of_published_splits(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("starter", "solutions", "statement", "reference", "head"),
+    [
+        ("", ["def f(x): return x"], "f(1)", "def f(x): return x\n", "def f(...):"),
+        ("def f(x):", ["class Solution:\n    def f(s, x): pass"], "f(1)", "", "def f(x):"),
+        (
+            "",
+            ["class Solution:\n def f(s, x): return x"],
+            "Solution().f(1)",
+            "class Solution:\n def f(s, x): return x\n",
+            "class Solution:\n    def f(self, ...):",
+        ),
+    ],
+)
+def test_calls_fit_what_is_asked_for(starter, solutions, statement, reference, head):
+    cases = json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [1]})
+    change = {"starter_code": starter, "solutions": json.dumps(solutions), "input_output": cases}
+    problem = by_name("apps").problem(row_of("apps", 2, **change))
+    assert problem is not None and problem.tests == CallTests((f"assert {statement} == 1",))
+    assert problem.solution == reference
+    assert head in problem.prompt and head in problem.instruction
+
+
+def test_limits_in_words():
+    for words, cpu_s in (("2.0 seconds", 2.0), ("1 second", 1.0), ("soon", 4.0), ("", 4.0)):
+        problem = by_name("taco").problem(row_of("taco", 1, time_limit=words))
+        assert problem is not None and problem.limits.cpu_s == cpu_s
+
+
 # ------------------------------------------------------------------------------------- refusals
 
 
@@ -218,8 +249,8 @@ def packed(value: Any) -> str:
         ("apps", "input_output", '{"inputs": [1], "outputs": [1], "fn_name": "f"}'),
         ("apps", "solutions", '"x"'),
         ("apps", "problem_id", 1.5),
-        ("taco", "time_limit", "soon"),
-        ("taco", "memory_limit", "2 seconds"),
+        ("taco", "time_limit", 2.0),
+        ("taco", "memory_limit", 256),
         ("codecontests", "public_tests", {"input": ["1"], "output": []}),
         ("codecontests", "solutions", {"language": [3]}),
         ("codecontests", "time_limit", 5),

@@ -17,10 +17,12 @@ from typing import Any, overload
 import numpy as np
 import tensorflow_datasets as tfds
 
+from prm_jax.metrics import Progress
 from prm_jax.problems import formats, rows
 from prm_jax.types import CallTests, CheckTests, Limits, Problem, StdioTests, Tests
 
 _SKIPPED = "skipped"
+_LARGE_BYTES = 64 << 20  # files whose preparation takes long enough to tell how far it is
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -35,7 +37,7 @@ def builder_config(format: formats.Format, files: Sequence[Path]) -> ProblemFile
     """The configuration for these files: its name holds a digest of content and parsers."""
     digest = hashlib.sha256(format.name.encode())
     room = Path(__file__).parent
-    for source in sorted([*room.glob("*.py"), *(room / "formats").glob("*.py")]):
+    for source in [room / "builder.py", room / "rows.py", *sorted((room / "formats").glob("*.py"))]:
         digest.update(source.read_bytes())
     for file in files:
         digest.update(rows.split_in_name(file).encode() + b"\0")
@@ -101,7 +103,7 @@ class ProblemFiles(tfds.core.GeneratorBasedBuilder):
         with self._keeping_trouble():
             files: dict[str, list[Path]] = {}  # with problems of a split: tfds has no empty splits
             skipped, first = [], {}
-            for row in rows.read_rows(config.files):
+            for row in self._rows(config.files, f"read {config.format.name}"):
                 problem = config.format.problem(row)
                 if problem is None:
                     skipped.append(row.where)
@@ -128,12 +130,29 @@ class ProblemFiles(tfds.core.GeneratorBasedBuilder):
         assert isinstance(config, ProblemFilesConfig)
         with self._keeping_trouble():
             place = 0
-            for row in rows.read_rows(files):
+            for row in self._rows(files, f"prepare {config.format.name} {split}"):
                 if config.format.split(row) != split:
                     continue
                 if (problem := config.format.problem(row)) is not None:
                     yield place, record(problem)
                     place += 1
+
+    def _rows(self, files: Sequence[Path], title: str) -> Iterator[rows.Row]:
+        """The rows of files, with progress where they are large."""
+        n_bytes = sum(file.stat().st_size for file in files)
+        if n_bytes < _LARGE_BYTES:
+            yield from rows.read_rows(files)
+            return
+        with Progress(n_bytes >> 20, title, "MiB") as progress:
+            read = 0
+
+            def follow(more: int) -> None:
+                nonlocal read
+                read += more
+                if (whole := read >> 20) > progress.done:
+                    progress.update(whole - progress.done)
+
+            yield from rows.read_rows(files, follow)
 
     @contextlib.contextmanager
     def _keeping_trouble(self) -> Iterator[None]:
@@ -152,9 +171,11 @@ def prepare(
     Raises ProblemsError for files that cannot be read.
     """
     with quiet_tfds():
-        builder = ProblemFiles(data_dir=str(data_dir), config=config, file_format="array_record")
+        builder = _builder(config, data_dir)
         try:
             builder.download_and_prepare()
+        except FileExistsError:  # another process was quicker: processes of a run start together
+            builder = _builder(config, data_dir)
         except Exception:
             if builder.trouble is not None:
                 raise builder.trouble from None
@@ -163,6 +184,10 @@ def prepare(
     order = sorted(sources, key=lambda s: (formats.SPLITS.index(s), s))
     metadata = builder.info.metadata or {}
     return {split: Problems(sources[split]) for split in order}, tuple(metadata[_SKIPPED])
+
+
+def _builder(config: ProblemFilesConfig, data_dir: Path) -> ProblemFiles:
+    return ProblemFiles(data_dir=str(data_dir), config=config, file_format="array_record")
 
 
 @contextlib.contextmanager

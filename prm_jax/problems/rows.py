@@ -10,7 +10,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,23 @@ def problem_files(path: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def read_rows(files: Sequence[Path]) -> Iterator[Row]:
-    """All rows of the files in order; blank lines are skipped. Raises BadRow, ProblemsError."""
+def read_rows(
+    files: Sequence[Path], read: Callable[[int], None] = lambda n_bytes: None
+) -> Iterator[Row]:
+    """All rows of the files in order; blank lines are skipped. Raises BadRow, ProblemsError.
+
+    `read` is told of the bytes of the files as they are read.
+    """
     for file in files:
         split = split_in_name(file)
+        place = 0
         try:
-            with _open(file) as stream:
+            with file.open("rb") as raw, _unpacked(file, raw) as stream:
                 for number, fields in _records(file, stream):
                     if not isinstance(fields, dict):
                         raise BadRow(f"{file}, line {number}: a record must be a JSON object")
+                    read(raw.tell() - place)
+                    place = raw.tell()
                     yield Row(str(file), number, fields, split)
         except (OSError, EOFError, zlib.error) as error:
             raise ProblemsError(f"{file} cannot be read: {error}") from error
@@ -167,8 +175,8 @@ def _integer(digits: str) -> int:
     return -value if negative else value
 
 
-def _open(file: Path) -> io.BufferedIOBase:
-    return gzip.open(file) if file.name.endswith(".gz") else file.open("rb")
+def _unpacked(file: Path, raw: io.BufferedReader) -> io.BufferedIOBase:
+    return gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
 
 
 def _records(file: Path, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any]]:

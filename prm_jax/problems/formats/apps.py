@@ -5,7 +5,6 @@ difficulty; APPS has problem_id or id, TACO time_limit and memory_limit. Rows wi
 calls, the others standard input. Rows without tests were published too: they are no problems.
 """
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from prm_jax.types import CallTests, Limits, Problem
 STOP_STRINGS = contest.STOP_STRINGS
 _LIMITS = Limits(cpu_s=4.0, memory_mib=1024)  # the published grader: 4 s a case, no memory limit
 _TOLERANCE = 1e-5  # numpy.allclose in the published grader
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(second|megabyte)s?\s*")
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*sec")
+_MEGABYTES = re.compile(r"(\d+(?:\.\d+)?)\s*megabyte")
+_CLASS = "class Solution"  # LeetCode's
 _EMPTY = ("", "{}", "[]")
 
 
@@ -33,10 +34,10 @@ def problem(row: Row) -> Problem | None:
     solutions = _solutions(row)
     name = cases.get("fn_name")
     if name:
-        in_class = any("class Solution" in text for text in (starter, *solutions))
+        in_class = any(_CLASS in text for text in ([starter] if starter.strip() else solutions))
         tests = _call_tests(row, contest.target(row, "input_output", name, in_class), cases)
-        solution = contest.reference(solutions, str(name))
-        starter = starter if starter.strip() else f"def {name}(...):"
+        solution = contest.reference((s for s in solutions if (_CLASS in s) == in_class), str(name))
+        starter = starter.strip() or _head(str(name), in_class)
     else:
         tests = contest.stdio_tests(row, "input_output", inputs, outputs, _TOLERANCE)
         solution = contest.reference(solutions)
@@ -57,6 +58,11 @@ def problem(row: Row) -> Problem | None:
 def split(row: Row) -> str:
     """What the file's name says, as published: train or test."""
     return row.split or "test"
+
+
+def _head(name: str, in_class: bool) -> str:
+    """How a solution begins, where the row does not say it."""
+    return f"{_CLASS}:\n    def {name}(self, ...):" if in_class else f"def {name}(...):"
 
 
 def _task_id(row: Row) -> str:
@@ -109,20 +115,10 @@ def _solutions(row: Row) -> list[str]:
 
 
 def _limits(row: Row) -> Limits:
-    """TACO's own limits, where it has them: "2.0 seconds", "256.0 megabytes"."""
-    limits = _LIMITS
-    if amount := _amount(row, "time_limit", "second"):
-        limits = dataclasses.replace(limits, cpu_s=amount)
-    if amount := _amount(row, "memory_limit", "megabyte"):
-        limits = dataclasses.replace(limits, memory_mib=max(1, round(amount)))
-    return limits
-
-
-def _amount(row: Row, name: str, unit: str) -> float:
-    text = row.text(name, "")
-    if not text:
-        return 0.0
-    found = _AMOUNT.fullmatch(text)
-    if not found or found[2] != unit:
-        raise row.wrong(name, f"like '2.0 {unit}s', or left out")
-    return float(found[1])
+    """TACO's own limits where it has them, in words: "2.0 seconds", "256.0 megabytes"."""
+    seconds = _SECONDS.search(row.text("time_limit", ""))
+    megabytes = _MEGABYTES.search(row.text("memory_limit", ""))
+    return Limits(
+        cpu_s=(float(seconds[1]) if seconds else 0.0) or _LIMITS.cpu_s,
+        memory_mib=(round(float(megabytes[1])) if megabytes else 0) or _LIMITS.memory_mib,
+    )

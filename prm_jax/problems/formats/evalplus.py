@@ -20,7 +20,8 @@ from prm_jax.sandbox.core import asserts
 from prm_jax.types import CheckTests, Limits, Problem
 
 # Of all inputs together; EvalPlus gives each at least a second, and all of them at most 60.
-_LIMITS = Limits(cpu_s=10.0, memory_mib=1024)
+# Some inputs and answers have millions of characters.
+_LIMITS = Limits(cpu_s=10.0, memory_mib=1024, output_bytes=16 << 20)
 
 # The comparison of EvalPlus: equal, or for floats within atol + 1e-7 |expected| with equal types.
 _CHECK = """

@@ -66,8 +66,8 @@ def load_params(
     """The parameters of `model` from a folder or .gguf file, each in its sharding and in `dtype`.
 
     Rows of the vocabulary that the file lacks become the mean of those it has. Adapters
-    (`lora_rank`) are fresh ones from `key`, always float32. Raises PretrainedError that names every tensor which is
-    missing, superfluous or misshapen.
+    (`lora_rank`) are fresh ones from `key`, always float32. Raises PretrainedError that names every
+    tensor which is missing, superfluous or misshapen.
     """
     path = Path(path)
     source = _open(path)

@@ -1,0 +1,248 @@
+"""Takes a trained model out of a run: `python -m prm_jax.export --run runs/tiny --out tiny-policy`.
+
+The folder that it writes is in Hugging Face layout. A policy loads with transformers'
+AutoModelForCausalLM (and in servers that read such folders); a process reward model or a critic
+with AutoModelForTokenClassification, whose one label is the score.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from prm_jax.checkpoint import Checkpoints
+from prm_jax.config import Config, ConfigError, MeshConfig
+from prm_jax.config_file import read_config
+from prm_jax.model.heads import PolicyModel, ScalarModel
+from prm_jax.pretrained import save_policy, save_scalar
+from prm_jax.sharding import abstract_params, make_mesh
+from prm_jax.tokenizer import PAD, Tokenizer, TokenizerError
+
+TOKENIZER = "tokenizer.json"  # of a run that trained its own
+POLICIES = ("rl_prm/policy", "rl/policy", "sft/policy")  # the last that a run makes comes first
+# The stages that made each kind of model.
+MADE_BY = {
+    "sft/policy": ("sft",),
+    "rl/policy": ("sft", "rl"),
+    "rl/critic": ("sft", "rl"),
+    "prm/model": ("sft", "rl", "label", "prm"),
+    "rl_prm/policy": ("sft", "rl", "label", "prm", "rl_prm"),
+    "rl_prm/critic": ("sft", "rl", "label", "prm", "rl_prm"),
+}
+_SECTIONS = {"sft": "sft", "rl": "ppo", "label": "label", "prm": "prm", "rl_prm": "dense"}
+
+_EPILOG = """\
+Kinds of checkpoints are sft/policy, rl/policy, rl_prm/policy, prm/model, rl/critic and
+rl_prm/critic, those that the run has; @STEP takes another than the last, for example
+--checkpoint rl/policy@40. The export runs on the CPU and needs memory for the model in float32.
+
+Then, in Python:
+  model = transformers.AutoModelForCausalLM.from_pretrained("tiny-policy")
+  tokenizer = transformers.AutoTokenizer.from_pretrained("tiny-policy")
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 where the run, the checkpoint or the folder cannot be used."""
+    options = _parser().parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        export(options.run, options.out, options.checkpoint, options.dtype)
+    except (ConfigError, TokenizerError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    first, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m prm_jax.export",
+        description=f"{first}\n\n{rest}",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="workdir of the run")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write; not there, or empty",
+    )
+    add(
+        "--checkpoint",
+        default="",
+        metavar="KIND[@STEP]",
+        help="which model; the default is the policy of the last stage that trained one",
+    )
+    add("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the weights")
+    return parser
+
+
+def export(run: Path, out: Path, checkpoint: str = "", dtype: Any = "float32") -> None:
+    """Writes one checkpoint of a run to `out`; raises ConfigError for what is not there."""
+    config = read_config(run / "config.json")
+    kind, step = _find(run, checkpoint)
+    tokenizer_from = Path(config.tokenizer.path or run / TOKENIZER)
+    tokenizer = Tokenizer.load(tokenizer_from, config.tokenizer.eos)
+    longest = config.max_prompt_tokens + config.max_completion_tokens
+    settings = config.model
+    settings = dataclasses.replace(settings, max_positions=settings.max_positions or longest)
+    vocab_size = max(settings.vocab_size, tokenizer.vocab_size)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    eos = config.tokenizer.eos or tokenizer.names["eos_token"]
+    given = {
+        "tokenizer_from": tokenizer_from,
+        "card": model_card(run, config, kind, step),
+        "dtype": dtype,
+        "tokens": {"eos_token": eos, "pad_token": PAD},
+    }
+    if kind.endswith("/policy"):
+        policy = PolicyModel(settings, vocab_size, tokenizer.pad_id)
+        save_policy(_restore(run, kind, step, policy, mesh), policy, out, **given)
+    else:
+        scalar = ScalarModel(settings, vocab_size)
+        save_scalar(_restore(run, kind, step, scalar, mesh), scalar, out, **given)
+    print(f"{out}: {kind} at step {step} of {run}", file=sys.stderr)
+
+
+def _restore(run: Path, kind: str, step: int, model: PolicyModel | ScalarModel, mesh: Any) -> Any:
+    with Checkpoints(run / kind) as checkpoints:
+        return checkpoints.restore(step, abstract_params(model, mesh))
+
+
+def _find(run: Path, checkpoint: str) -> tuple[str, int]:
+    """Kind and step of a checkpoint that the run has."""
+    there = {kind: steps for kind in MADE_BY if (steps := _steps(run / kind))}
+    kind, _, wanted = checkpoint.partition("@")
+    kind = kind or next((kind for kind in POLICIES if kind in there), "sft/policy")
+    if kind not in there:
+        has = ", ".join(there) or "none yet"
+        raise ConfigError(f"--checkpoint = {kind!r} is not in {run}: choose one that is ({has})")
+    if not wanted:
+        return kind, there[kind][-1]
+    if not wanted.isdecimal() or int(wanted) not in there[kind]:
+        steps = ", ".join(map(str, there[kind]))
+        raise ConfigError(f"--checkpoint = {checkpoint!r} is not there: {kind} has steps {steps}")
+    return kind, int(wanted)
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.steps()
+
+
+# -------------------------------------------------------------------------------- model card
+
+
+def model_card(run: Path, config: Config, kind: str, step: int) -> str:
+    """README.md of an export: what the model is, how it is used, how it was trained."""
+    stage, _, role = kind.partition("/")
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {'text-generation' if role == 'policy' else 'token-classification'}",
+        "tags: [code, process-supervision]",
+        "---",
+        "",
+        f"# {_TITLES[role]}",
+        "",
+        _WHAT[role],
+        "",
+        f"Prompts are in style `{config.prompts.style}`; prompt and response are encoded apart and "
+        "joined, and nothing stands between them.",
+        "",
+        "```python",
+        *_usage(role),
+        "```",
+        "",
+        "## How it was trained",
+        "",
+        f"By prm_jax, after arXiv 2410.17621, on the problems `{config.problems.name}`, from "
+        + (f"the weights in `{config.model.path}`" if config.model.path else "random weights")
+        + f"; this is `{kind}` at step {step}. The stages that made it, their settings and what "
+        "each reports:",
+        "",
+    ]
+    for made_by in MADE_BY[kind]:
+        lines += [f"### {made_by}", "", _STAGES[made_by], ""]
+        section = dataclasses.asdict(getattr(config, _SECTIONS[made_by]))
+        done = run / made_by / "done.json"
+        report = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+        lines += ["```", *_flat(section), "```", ""]
+        if made_by == stage and not report:
+            lines += ["This stage was not finished when the model was taken.", ""]
+        if report:
+            lines += ["```", *_flat(report), "```", ""]
+    return "\n".join(lines)
+
+
+_TITLES = {
+    "policy": "Policy for code",
+    "model": "Process reward model for code",
+    "critic": "Critic",
+}
+_WHAT = {
+    "policy": "A language model that answers programming problems with programs.",
+    "model": (
+        "It scores programs line by line. The logit at the last token of a line is the score of "
+        "the program up to and including that line: near 1 where the line search found that the "
+        "program can still be completed to one that passes its unit tests, near -1 where no "
+        "completion passed. Clip it to [-1, 1]; at other tokens it means nothing."
+    ),
+    "critic": (
+        "It predicts returns. The logit at a token is the expected sum of rewards (unit tests, "
+        "line rewards and KL penalty) of the tokens after it."
+    ),
+}
+_STAGES = {
+    "sft": "Supervised fine-tuning on pairs of a prompt and a solution.",
+    "rl": "PPO; the reward is whether a program passes its unit tests.",
+    "label": (
+        "Line labels for responses of checkpoints of that PPO, by a binary search over lines "
+        "with sampled completions that the unit tests judge."
+    ),
+    "prm": "The process reward model: squared error on these labels.",
+    "rl_prm": (
+        "PPO with the process reward model: line rewards (settings below; the rest as for rl), "
+        "and the critic starting from it."
+    ),
+}
+
+
+def _usage(role: str) -> list[str]:
+    kind = "CausalLM" if role == "policy" else "TokenClassification"
+    lines = [
+        f"from transformers import AutoModelFor{kind}, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("this folder")',
+        f'model = AutoModelFor{kind}.from_pretrained("this folder")',
+        'inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)',
+    ]
+    if role == "policy":
+        return [*lines, "tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0])"]
+    return [*lines, "scores = model(**inputs).logits[0, :, 0]  # one for each token"]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """`name = value` for every number and word in a tree; lists of tables are left out."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            lines.append(f"{prefix}{name} = {value}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -63,7 +63,8 @@ def references(benchmark: Benchmark, *, repeat: int, jobs: int, min_tier: str) -
     def works(chosen: Iterable[tuple[str, int]], share: float) -> Iterator[_Work]:
         for place in chosen:
             problem = benchmark.splits[place[0]][place[1]]
-            names[place] = problem.task_id, borrowed_names(problem.tests)
+            if place not in names:
+                names[place] = problem.task_id, borrowed_names(problem.tests)
             if problem.solution:
                 yield _Work(place, problem, _share(problem.limits, share))
 
@@ -96,12 +97,15 @@ def shared_problems(benchmark: Benchmark, others: Mapping[str, Benchmark]) -> li
 
     The set's own problems have "" for the name of their set, the others the name they come by.
     """
-    members = [
-        member(name, split, problem)
-        for name, found in {"": benchmark, **others}.items()
-        for split, problems in found.splits.items()
-        for problem in problems
-    ]
+    sets = {"": benchmark, **others}
+    total = sum(len(problems) for found in sets.values() for problems in found.splits.values())
+    members = []
+    with Progress(total, "compare", "problems") as progress:
+        for name, found in sets.items():
+            for split, problems in found.splits.items():
+                for problem in problems:
+                    members.append(member(name, split, problem))
+                    progress.update()
     return duplicates(
         members, lambda a, b: "" in (a.set, b.set) and (a.set, a.split) != (b.set, b.split)
     )

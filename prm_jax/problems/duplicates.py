@@ -7,10 +7,9 @@ worded anew betrays itself by its solution, one that was solved anew by its prom
 import collections
 import dataclasses
 import functools
-import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prm_jax.types import Problem
 
@@ -18,7 +17,8 @@ NEAR = 0.7  # similarity from which a pair is reported
 _RUN = 5  # words
 _LEAST_WORDS = {"prompt": _RUN, "solution": 12}  # shorter ones are equal by chance
 _SKETCH = 64
-_COMMON = 200  # texts; a run of words that more have is a phrase of the set
+_SHARED = 0.25  # of the sketch of the later one
+_COMMON = 200  # texts
 _REMEMBERED = 4_096
 
 _WORD = re.compile(r"\w+")
@@ -63,9 +63,9 @@ def duplicates(members: Sequence[Member], counts: Callable[[Member, Member], boo
     """The pairs of members that are alike and that count, the most alike first.
 
     A pair appears once, with the part in which it is most alike. Candidates are the pairs that
-    share one of the 64 smallest hashes of their runs of words (bottom-k sketches, Broder 1997);
-    a pair of similarity 0.7 shares some 45 of them. Phrases that more than 200 texts have are no
-    evidence, and are passed over.
+    share a quarter of the 64 smallest hashes of their runs of words (bottom-k sketches, Broder
+    1997); pairs of similarity 0.7 share four fifths of them. Runs that more than 200 texts have
+    are phrases of the set and no evidence: they do not count here.
     """
     best: dict[tuple[int, int], Pair] = {}
     for part, least in _LEAST_WORDS.items():
@@ -86,15 +86,24 @@ def _words(text: str) -> str:
     return " ".join(_WORD.findall(text.lower()))
 
 
-def _candidates(texts: Sequence[str], places: Iterable[int]) -> list[tuple[int, int]]:
+def _candidates(texts: Sequence[str], places: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of places whose texts are equal or share enough of their sketches, without repeats."""
     by_run: dict[int, list[int]] = collections.defaultdict(list)
     by_text: dict[str, list[int]] = collections.defaultdict(list)
     for i in places:
         by_text[texts[i]].append(i)
-        for run in sorted(_runs(texts[i]))[:_SKETCH]:
+        for run in _sketch(texts[i]):
             by_run[run].append(i)
-    groups = [*by_text.values(), *(group for group in by_run.values() if len(group) <= _COMMON)]
-    return sorted({pair for group in groups for pair in itertools.combinations(group, 2)})
+    for j in places:
+        telling = [by_run[run] for run in _sketch(texts[j]) if len(by_run[run]) <= _COMMON]
+        shared = collections.Counter(i for group in telling for i in group if i < j)
+        close = {i for i, n in shared.items() if n >= _SHARED * len(telling)}
+        close.update(i for i in by_text[texts[j]] if i < j)
+        yield from ((i, j) for i in sorted(close))
+
+
+def _sketch(text: str) -> list[int]:
+    return sorted(_runs(text))[:_SKETCH]
 
 
 def _similarity(a: str, b: str) -> float:

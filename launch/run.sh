@@ -29,7 +29,7 @@ sync_every=${sync_every:-600} restarts=${restarts:-20} me=$(quoted "$name" "${pl
 [[ $bucket =~ ^(gs://.+)?$ ]] || refuse "--bucket = '$bucket' is no bucket: give gs://BUCKET/RUN"
 [[ $workdir != gs://* ]] || refuse "--workdir = '$workdir' is a bucket: give --bucket '$workdir'"
 [[ $sync_every =~ ^[1-9][0-9]*$ ]] || refuse "--sync-every = '$sync_every': give whole seconds"
-[[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts = '$restarts': give a whole number, or 0"
+[[ $restarts =~ ^(0|[1-9][0-9]*)$ ]] || refuse "--restarts = '$restarts': give a whole number, or 0"
 for word in ${rest[@]+"${rest[@]}"}; do
     [[ $word != --workdir* ]] || refuse "$word goes before the --, so that it can be mirrored"
 done
@@ -45,7 +45,7 @@ finish() {
     elif [[ $state != ABSENT || $node != ABSENT ]]; then
         say "$name STILL EXISTS (queued resource $state, VMs $node); VMs cost money until" \
             "launch/delete.sh $me"
-    else say "$name is gone: nothing of it costs money"; fi
+    else say "$name does not exist: nothing of it costs money"; fi
 }
 # shellcheck disable=SC2329
 interrupt() {

@@ -216,7 +216,11 @@ class World:
 
     def run(self, script: str, *args: str) -> subprocess.CompletedProcess:
         process = self.start(script, *args)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            raise
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     def calls(self, verb: str = "") -> list[list[str]]:

@@ -343,6 +343,13 @@ def test_a_bucket_that_cannot_be_used_is_refused_before_the_training(world):
     assert not world.trained(0)
 
 
+def test_a_last_upload_that_fails_is_not_success(world):
+    world.up(READY, fails=["storage rsync"])
+    told = world.run("run.sh", *DEMO, *BUCKET, "--delete-when-done")
+    assert told.returncode == 74 and "the last upload to gs://b/run/worker-0 failed" in told.stdout
+    assert not world.calls("delete") and "STILL EXISTS" in told.stderr
+
+
 def sync(world, direction: str) -> int:
     workdir = world.root / "work dir"
     words = ["bash", LAUNCH / "worker/sync.sh", direction, workdir, "gs://b/run", world.root / "c"]

@@ -74,7 +74,7 @@ hold() { # keeps the lock (descriptor 9) as long as it lives
         done
         kill -- "-$syncer" 2>/dev/null || true
         wait "$syncer" || true
-        if [[ -n $bucket ]] && ! sync up && ! { sleep 10 && sync up; }; then
+        if [[ -n $bucket ]] && ! sync up && ! sync up; then
             echo "error: the last upload to $bucket failed; $workdir on this worker is whole"
             ((status)) || status=74 # EX_IOERR
         fi

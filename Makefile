@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 TEST_READY := $(VENV)/test-ready-$(VERSION)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow test-peers check clean
 
 demo: $(INSTALLED)
 	@echo "== Running the whole method on the built-in problems (workdir runs/tiny)"
@@ -16,10 +16,15 @@ demo: $(INSTALLED)
 
 test: $(TEST_READY)
 	@echo "== Running the tests"
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not peers"
 
 test-slow: $(TEST_READY)
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -m "not peers"
+
+# Needs some gigabytes of disk for torch.
+test-peers: $(TEST_READY)
+	$(PIP) -e '.[test,peers]'
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -m peers
 
 check: $(TEST_READY)
 	$(PIP) -e '.[dev]'

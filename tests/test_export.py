@@ -68,7 +68,10 @@ def test_what_was_read_is_written_again_bit_by_bit(tmp_path, name, tokenizer):
     model = PolicyModel(config, vocab_size, 0)
     params = load_params(read, model, one_device())
     out = tmp_path / "written"
-    save_policy(params, model, out, tokenizer_from=tokenizer, card="# A card\n")
+    beside = tmp_path / "tokenizer.json"
+    beside.write_bytes(tokenizer.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    save_policy(params, model, out, tokenizer_from=beside, card="# A card\n")
     written = load_file(out / "model.safetensors")
     weights = tiny_checkpoints.tensors(CONFIGS[name])
     assert written.keys() == weights.keys()
@@ -137,36 +140,48 @@ def test_bfloat16_weights_are_the_float32_ones_rounded(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("settings", "family"),
+    ("settings", "tokenizer_class", "family", "zeros"),
     [
-        ({}, "llama"),
-        ({"qkv_bias": True}, "qwen2"),
-        ({"qkv_bias": True, "out_bias": True}, "llama"),
-        ({"mlp_bias": True}, "llama"),
-        ({"qk_norm": True}, "qwen3"),
-        ({"qk_norm": True, "qkv_bias": True, "out_bias": True}, "qwen3"),
-        ({"qkv_bias": True, "mlp_bias": True}, None),
-        ({"out_bias": True}, None),
-        ({"qk_norm": True, "qkv_bias": True}, None),
-        ({"qk_norm": True, "mlp_bias": True}, None),
+        ({}, "", "llama", ()),
+        ({"qkv_bias": True}, "Qwen2TokenizerFast", "qwen2", ()),
+        ({"qkv_bias": True}, "", "llama", ("out",)),  # transformers' Qwen2 has its own tokenizer
+        ({"qkv_bias": True, "out_bias": True}, "Qwen2Tokenizer", "llama", ()),
+        ({"mlp_bias": True}, "", "llama", ()),
+        ({"qkv_bias": True, "mlp_bias": True}, "", "llama", ("out",)),
+        ({"out_bias": True}, "", "llama", ("query", "key", "value")),
+        ({"qk_norm": True}, "", "qwen3", ()),
+        ({"qk_norm": True, "qkv_bias": True, "out_bias": True}, "", "qwen3", ()),
+        ({"qk_norm": True, "qkv_bias": True}, "", "qwen3", ("out",)),
+        ({"qk_norm": True, "mlp_bias": True}, "", None, ()),
     ],
 )
-def test_the_family_that_has_a_models_switches_is_chosen_or_none(
-    tmp_path, tokenizer, settings, family
+def test_a_family_that_can_hold_the_model_is_chosen(
+    tmp_path, tokenizer, settings, tokenizer_class, family, zeros
 ):
     config = dataclasses.replace(TINY, max_positions=64, **settings)
     model = PolicyModel(config, Tokenizer.load(tokenizer).vocab_size, 0)
     params = random_params(model)
-    out = tmp_path / "out"
+    folder, out = tmp_path / "tokenizer", tmp_path / "out"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    names = {"eos_token": "<eos>", "tokenizer_class": tokenizer_class}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
     if family is None:
         with pytest.raises(PretrainedError, match="cannot be exported"):
-            save_policy(params, model, out, tokenizer_from=tokenizer, card="")
+            save_policy(params, model, out, tokenizer_from=folder, card="")
         assert not out.exists()
         return
-    save_policy(params, model, out, tokenizer_from=tokenizer, card="")
+    save_policy(params, model, out, tokenizer_from=folder, card="")
     assert json.loads((out / "config.json").read_text())["model_type"] == family
     again = read_model_config(out)
-    assert dataclasses.replace(again, path="", vocab_size=0) == config
+    read = load_params(out, PolicyModel(again, model.vocab_size, 0), one_device())
+    attention = read["trunk"]["layers_1"]["attention"]
+    for name in zeros:
+        assert not attention.pop(f"{name}_bias").any()
+    assert attention.keys() == params["trunk"]["layers_1"]["attention"].keys()
+    added = {"out_bias": "out" in zeros, "qkv_bias": "query" in zeros}
+    expected = dataclasses.replace(config, **{name: True for name, is_so in added.items() if is_so})
+    assert dataclasses.replace(again, path="", vocab_size=0) == expected
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,9 @@ def gguf_tokenizer(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         },
     }
     config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": (
+            "Qwen2Tokenizer" if _SPLITS.get(pre) == _QWEN2 else "PreTrainedTokenizerFast"
+        ),
         "clean_up_tokenization_spaces": False,
         "add_bos_token": add_bos,
         "model_max_length": file.value(f"{file.architecture}.context_length", 0),

@@ -4,6 +4,7 @@ Llama 2 and 3, Qwen2 (with 2.5) and Qwen3 are one transformer with different swi
 asks for beyond these is refused by name rather than ignored: the logits would be slightly wrong.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -141,35 +142,40 @@ def _parse_rope(settings: Mapping[str, Any], source: str) -> RopeConfig:
 _MSCALES = ("mscale", "mscale_all_dim")  # DeepSeek's way to write yarn's factor
 
 
-def family_of(config: ModelConfig) -> str:
-    """The model_type that has a model's switches.
+def family_of(config: ModelConfig, tokenizer_class: str) -> tuple[str, ModelConfig]:
+    """The model_type that can hold a model, and the ModelConfig with the biases that it has there.
 
-    Raises PretrainedError for a combination that none of the families has.
+    Biases that the model lacks are zeros there. Qwen2 is for Qwen2's tokenizer only: transformers 5
+    splits text in Qwen2's way for every such model, whatever tokenizer.json says. Raises
+    PretrainedError for a combination that none of the families has.
     """
-    biases = (config.qkv_bias, config.out_bias, config.mlp_bias)
-    if config.qk_norm:
-        if biases in ((False, False, False), (True, True, False)):
-            return "qwen3"
-    elif biases == (True, False, False):
-        return "qwen2"
-    elif config.qkv_bias == config.out_bias:
-        return "llama"
-    raise PretrainedError(
-        f"model.qk_norm = {config.qk_norm}, model.qkv_bias = {config.qkv_bias}, model.out_bias = "
-        f"{config.out_bias} and model.mlp_bias = {config.mlp_bias} are together in none of "
-        f"{', '.join(FAMILIES.values())}: such a model cannot be exported"
-    )
+    if config.qk_norm and config.mlp_bias:
+        raise PretrainedError(
+            f"model.qk_norm = {config.qk_norm} and model.mlp_bias = {config.mlp_bias} are together "
+            f"in none of {', '.join(FAMILIES.values())}: such a model cannot be exported"
+        )
+    of_qwen2 = config.qkv_bias and not (config.qk_norm or config.out_bias or config.mlp_bias)
+    if of_qwen2 and tokenizer_class.startswith("Qwen2Tokenizer"):
+        return "qwen2", config
+    biased = config.qkv_bias or config.out_bias
+    family = "qwen3" if config.qk_norm else "llama"
+    return family, dataclasses.replace(config, qkv_bias=biased, out_bias=biased)
 
 
 def config_json(
-    config: ModelConfig, *, vocab_size: int, dtype: str, scalar: bool, tokens: Mapping[str, Any]
+    config: ModelConfig,
+    family: str,
+    *,
+    vocab_size: int,
+    dtype: str,
+    scalar: bool,
+    tokens: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The config.json of a model; `tokens` are ids such as eos_token_id.
+    """The config.json of a model in its family; `tokens` are ids such as eos_token_id.
 
     Rotary positions and dtype are written as transformers 4 did, which 5 and other readers take
     too. `scalar` makes it a token classifier with one label, the score.
     """
-    family = family_of(config)
     rope = config.rope
     settings: dict[str, Any] = {
         "architectures": [FAMILIES[family] + HEADS[scalar]],

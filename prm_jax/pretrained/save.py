@@ -20,7 +20,7 @@ from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.lora import merge_lora
 from prm_jax.pretrained.errors import PretrainedError
 from prm_jax.pretrained.gguf_vocabulary import gguf_tokenizer
-from prm_jax.pretrained.huggingface import config_json, read_json
+from prm_jax.pretrained.huggingface import config_json, family_of, read_json
 from prm_jax.pretrained.layout import Layout, layout_of
 from prm_jax.pretrained.safetensors import DTYPES, write_safetensors
 
@@ -85,7 +85,9 @@ def _save(
     tokenizer, files = _tokenizer_files(tokenizer_from, tokens)
     rows = _vocab_rows(model.config, model.vocab_size, tokenizer)
     ids = _token_ids(tokenizer, files["tokenizer_config.json"])
-    settings = config_json(model.config, vocab_size=rows, dtype=dtype, scalar=scalar, tokens=ids)
+    tokenizer_class = files["tokenizer_config.json"].get("tokenizer_class") or ""
+    family, config = family_of(model.config, tokenizer_class)
+    settings = config_json(config, family, vocab_size=rows, dtype=dtype, scalar=scalar, tokens=ids)
     generation = files.pop("generation_config.json", None)
     if not scalar:
         files["generation_config.json"] = _generation_config(generation, ids)
@@ -98,7 +100,8 @@ def _save(
             else:
                 _write_json(part / name, content)
         (part / "README.md").write_text(card, encoding="utf-8")
-        _write_weights(part, merge_lora(params, model.config), rows, _DTYPES[dtype])
+        params = _with_biases(merge_lora(params, config), config)
+        _write_weights(part, params, rows, _DTYPES[dtype])
 
 
 @contextlib.contextmanager
@@ -124,6 +127,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 # ------------------------------------------------------------------------------------ weights
+
+
+def _with_biases(params: Any, config: ModelConfig) -> Any:
+    """The parameters with biases of 0 in attention where `config` has some that they lack."""
+    shapes = {
+        "query_bias": (config.qkv_bias, (config.heads, config.head_dim)),
+        "key_bias": (config.qkv_bias, (config.kv_heads, config.head_dim)),
+        "value_bias": (config.qkv_bias, (config.kv_heads, config.head_dim)),
+        "out_bias": (config.out_bias, (config.embed,)),
+    }
+    zeros = {name: np.zeros(shape, np.float32) for name, (has, shape) in shapes.items() if has}
+    trunk = dict(params["trunk"])
+    for i in range(config.layers):
+        layer = trunk[f"layers_{i}"]
+        trunk[f"layers_{i}"] = layer | {"attention": zeros | layer["attention"]}
+    return params | {"trunk": trunk}
 
 
 def _write_weights(folder: Path, params: Any, rows: int, dtype: np.dtype) -> None:

@@ -294,3 +294,9 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error as the progress lines are."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)

@@ -89,7 +89,17 @@ class Prompts:
         """
         if self._chat is None:
             return problem.solution
-        program = _ended(problem.program(problem.solution))
+        return self.response(problem, problem.program(problem.solution))
+
+    def response(self, problem: Problem, program: str) -> str:
+        """The response that stands for a program, EOS not included.
+
+        In completion style it is what follows the problem's program_prefix; a program that does not
+        begin with it, which no completion can be, stands as it is.
+        """
+        if self._chat is None:
+            return program.removeprefix(problem.program_prefix)
+        program = _ended(program)
         if self._config.style == "chat_fence":
             return program + CLOSING.lstrip("\n")
         longest = max((len(run) for run in re.findall("^`+", program, re.MULTILINE)), default=0)

@@ -8,47 +8,42 @@ Each stage leaves its results in the workdir. The same command again goes on whe
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import fcntl
 import json
-import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import jax
 import tyro
-from jax.sharding import Mesh
 
 from prm_jax import __version__
 from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.config_file import differences, load_config
-from prm_jax.metrics import MetricsLog, NonFiniteMetric, duration
-from prm_jax.model.heads import PolicyModel, ScalarModel
-from prm_jax.problems import ProblemSets, load_problems
+from prm_jax.metrics import MetricsLog, NonFiniteMetric, duration, say
+from prm_jax.process import settle_process
 from prm_jax.report import ReportError, write_report
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
 from prm_jax.sharding import (
     ShardingError,
     abstract_params,
-    batch_shards,
     make_mesh,
     parameter_table,
 )
 from prm_jax.stages.evaluate import evaluate
 from prm_jax.stages.label import label
+from prm_jax.stages.opening import TOKENIZER, check_fit, make_run, with_architecture
 from prm_jax.stages.prm import prm
 from prm_jax.stages.rl import rl, rl_prm
 from prm_jax.stages.run import Run, deciding, write_atomically
 from prm_jax.stages.sft import sft
-from prm_jax.tokenizer import Tokenizer, TokenizerError
 
 STAGES = ("sft", "rl", "label", "prm", "rl_prm", "evaluate", "report")
 NEEDS = {
@@ -70,8 +65,6 @@ READ_FIRST_BY = {
     "value_init": "rl_prm",
     "evaluate": "evaluate",
 }
-TOKENIZER = "tokenizer.json"
-COMPILED = Path.home() / ".cache/prm_jax/compiled"
 DEFAULT_CONFIG = Path("configs/tiny.py")
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "tokenizers",
@@ -201,64 +194,9 @@ def _has_been_read(section: str, workdir: Path) -> bool:
     return any((workdir / stage).exists() for stage in STAGES[first:])
 
 
-def check_fit(run: Run) -> None:
-    """Raises ConfigError for what only the data or the devices can tell, before any work."""
-    config, shards = run.config, batch_shards(run.mesh)
-    sets = run.problems
-    longest = {"max_prompt_tokens": 0, "max_completion_tokens": 0}
-    held_out = [problem for problems in sets.held_out.values() for problem in problems]
-    for problem in [*sets.train, *sets.validation, *held_out]:
-        ids = run.tokenizer.encode(problem.solution)
-        if run.tokenizer.decode(ids) != problem.solution:
-            raise ConfigError(
-                f"tokenizer.path = {config.tokenizer.path!r} cannot spell the solution of "
-                f"{problem.task_id}: {problem.solution!r} becomes {run.tokenizer.decode(ids)!r}; "
-                "choose a tokenizer that keeps every byte"
-            )
-        for name, tokens in (
-            ("max_prompt_tokens", len(run.prompt_ids(problem))),
-            ("max_completion_tokens", len(ids) + 1),
-        ):
-            longest[name] = max(longest[name], tokens)
-    if any(tokens > getattr(config, name) for name, tokens in longest.items()):
-        has = ", ".join(f"{name} = {getattr(config, name)}" for name in longest)
-        needs = " ".join(f"--{name.replace('_', '-')} {n}" for name, n in longest.items())
-        raise ConfigError(f"{has} is not allowed: the problems need at least {needs}")
-    for name, rows in (
-        ("sft.batch_size", config.sft.batch_size),
-        ("prm.batch_size", config.prm.batch_size),
-        ("ppo.rollouts / ppo.minibatches", config.ppo.rollouts // config.ppo.minibatches),
-        (
-            "ppo.rollouts / ppo.samples_per_prompt",
-            config.ppo.rollouts // config.ppo.samples_per_prompt,
-        ),
-    ):
-        if rows % shards:
-            raise ConfigError(
-                f"{name} = {rows} is not allowed: it must be a multiple of the {shards} devices "
-                "on the mesh axes data and fsdp"
-            )
-
-
-def load_tokenizer(
-    config: Config, workdir: Path, pairs: Callable[[], Sequence[tuple[str, str]]]
-) -> Tokenizer:
-    """The tokenizer of the config, or a BPE trained on the SFT pairs once per workdir."""
-    if config.tokenizer.path:
-        try:
-            return Tokenizer.load(Path(config.tokenizer.path), config.tokenizer.eos)
-        except (FileNotFoundError, TokenizerError) as error:
-            raise ConfigError(str(error)) from error
-    path = workdir / TOKENIZER
-    if path.exists():
-        return Tokenizer.load(path)
-    texts = [text for pair in pairs() for text in pair]
-    return Tokenizer.train(texts, config.tokenizer.vocab_size, path)
-
-
 def run_stages(arguments: Arguments) -> None:
     """Checks what can be checked, then runs the stages that are asked for and not finished."""
-    config, workdir = arguments.config, arguments.workdir
+    config, workdir = with_architecture(arguments.config), arguments.workdir
     stages = parse_stages(arguments.stages)
     check_order(stages, workdir)
     if stages == ["report"]:
@@ -275,7 +213,7 @@ def run_stages(arguments: Arguments) -> None:
         say(f"stages: {', '.join(stages)}")
         mesh = make_mesh(config.mesh)
         say(f"sandbox tier {sandbox.tier}; {len(jax.devices())} device(s), mesh {dict(mesh.shape)}")
-        run = _make_run(config, workdir, mesh, sandbox, log)
+        run = make_run(config, workdir, mesh, sandbox, log)
         check_fit(run)
         params = abstract_params(run.policy, mesh)
         write_atomically(workdir / "parameters.txt", parameter_table(params) + "\n")
@@ -283,24 +221,6 @@ def run_stages(arguments: Arguments) -> None:
         with jax.set_mesh(mesh):
             for stage in stages:
                 _run_stage(stage, run)
-
-
-def _make_run(config: Config, workdir: Path, mesh: Mesh, sandbox: Sandbox, log: MetricsLog) -> Run:
-    def problems() -> ProblemSets:
-        return load_problems(config.problems, workdir / "problems", config.sandbox.limits())
-
-    tokenizer = load_tokenizer(config, workdir, lambda: problems().sft)
-    return Run(
-        config=config,
-        workdir=workdir,
-        mesh=mesh,
-        tokenizer=tokenizer,
-        problems=problems(),
-        sandbox=sandbox,
-        log=log,
-        policy=PolicyModel(config.model, tokenizer.vocab_size, tokenizer.pad_id),
-        scalar=ScalarModel(config.model, tokenizer.vocab_size),
-    )
 
 
 def _run_stage(stage: str, run: Run) -> None:
@@ -326,30 +246,8 @@ def _run_stage(stage: str, run: Run) -> None:
     say(f"{stage}: done in {duration(time.perf_counter() - begun_s)}")
 
 
-def _settle_process() -> None:
-    """Sets what must be set before JAX starts: the compilation cache, and glibc's allocator.
-
-    Freed memory is kept rather than returned to the system, and all threads share one arena: the
-    gradient of the tiny model then takes a third less CPU time, which page faults took before.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(COMPILED))
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # from malloc.h
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(arena_max, 1)
-
-
-def say(text: str) -> None:
-    """A line for people, on standard error as the progress lines are."""
-    if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    _settle_process()
+    settle_process()
     try:
         run_stages(parse(sys.argv[1:] if argv is None else argv))
     except (ConfigError, SandboxRefused, ShardingError, ReportError) as error:

@@ -151,7 +151,7 @@ class Rollout:
     ref_logp: Float[jax.Array, "B T"]
     values: Float[jax.Array, "B T"]  # of the state before the token was chosen
     prm_scores: Float[jax.Array, "B T"]  # of the prefix that includes the token; read at line_end
-    outcome: Float[jax.Array, "B"]  # 1 if all tests pass, else 0
+    outcome: Float[jax.Array, "B"]  # what the verdict earns: 1 for a pass, else 0 or partial credit
 
 
 @jax.tree_util.register_dataclass

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from prm_jax.types import Problem
+
 
 class Characters:
     """One token a character of ASCII; a newline is one token with the character before it.
@@ -39,3 +41,21 @@ class Characters:
 
     def decode(self, ids: Iterable[int]) -> str:
         return b"".join(self.pieces(ids)).decode()
+
+
+class Completions:
+    """Prompts and responses of completion style in `Characters`, without stop strings."""
+
+    stops = ()
+
+    def ids(self, problem: Problem) -> list[int]:
+        return Characters().encode(problem.prompt)
+
+    def solution(self, problem: Problem) -> str:
+        return problem.solution
+
+    def code_span(self, response: bytes) -> tuple[int, int]:
+        return 0, len(response)
+
+    def program(self, problem: Problem, response: bytes) -> str:
+        return problem.program(response.decode())

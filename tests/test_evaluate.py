@@ -82,7 +82,6 @@ class BareRun(Run):
 
 def evaluated(monkeypatch, workdir, arms):
     monkeypatch.setattr(stage, "Sampling", ScriptedSampling)
-    monkeypatch.setattr(stage, "abstract_params", lambda model, mesh: None)
     monkeypatch.setattr(ScriptedSampling, "made", [])
     monkeypatch.setattr(ScriptedSampling, "asked", [])
     problems = [Problem(f"p{i}", "", CallTests(()), horizon=3 + i % 2) for i in range(4)]
@@ -91,6 +90,7 @@ def evaluated(monkeypatch, workdir, arms):
         workdir=workdir,
         mesh=None,
         tokenizer=SimpleNamespace(decode=lambda ids: "    return a"),
+        prompts=None,
         problems=SimpleNamespace(
             held_out={"test": problems[:3], "test_long": problems[3:]}, chains={}
         ),

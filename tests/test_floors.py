@@ -29,6 +29,7 @@ FLOORS = {
     "judge": 5,
     "train": 5,
     "export": 5,
+    "process": 2,
     "evaluate": 5,
     "label": 5,
     "score": 5,

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from characters import Characters
+from characters import Characters, Completions
 
 from prm_jax.config import (
     Config,
@@ -116,18 +116,19 @@ class Params(str):
 
 
 class TracedRun(Run):
-    def restore(self, kind, like, step=None):
+    def restore(self, kind, model, step=None):
         return Params(kind)
+
+    def starting_params(self):
+        return None
 
     def finish(self, stage, summary):
         self.log.events.append(("finish", summary))
 
-    def judge(self, problem: Problem, completion: str) -> Future:
+    def judge(self, problem: Problem, program: str) -> Future:
         future: Future = Future()
         # Problem p1 is solved by "1": a verdict for another row would be another verdict.
-        future.set_result(
-            Verdict("passed" if problem.task_id[1:] == completion else "failed", 0, 1)
-        )
+        future.set_result(Verdict("passed" if problem.task_id[1:] == program else "failed", 0, 1))
         return future
 
 
@@ -135,19 +136,22 @@ def run_with(monkeypatch, stage, config: Config, traces: Traces, problems) -> Tr
     for module in (stage, supervised):
         if hasattr(module, "Checkpoints"):
             monkeypatch.setattr(module, "Checkpoints", traces.checkpoints)
+        if hasattr(module, "new_state"):
             monkeypatch.setattr(module, "new_state", lambda params, tx, mesh: State(params=params))
-    for name in ("abstract_params", "init_params"):
-        if hasattr(stage, name):
-            monkeypatch.setattr(stage, name, lambda *arguments: None)
+    for module in (stage, supervised):
+        if hasattr(module, "join"):
+            monkeypatch.setattr(module, "split_trainable", lambda params: (params, None))
+            monkeypatch.setattr(module, "join", lambda trained, frozen: trained)
     if hasattr(stage, "scalar_params"):
         monkeypatch.setattr(
-            stage, "scalar_params", lambda scalar, trunk, mesh, key: f"scalar on {trunk}"
+            stage, "scalar_params", lambda scalar, trunk, mesh: f"scalar on {trunk}"
         )
     return TracedRun(
         config=config,
         workdir=Path("nowhere"),
         mesh=ONE,
         tokenizer=TOKENIZER,
+        prompts=Completions(),
         problems=problems,
         sandbox=None,
         log=traces,
@@ -164,7 +168,7 @@ def run_sft(monkeypatch, traces: Traces) -> list:
     batches = []
 
     def make_sft_step(model, tx, mesh, shardings):
-        def step(state, batch):
+        def step(state, frozen, batch):
             batches.append(jax.tree.map(np.asarray, batch))
             return state, {}
 
@@ -181,7 +185,7 @@ def run_prm(monkeypatch, traces: Traces) -> list:
     seen: list = []
 
     def make_prm_step(model, tx, mesh, shardings):
-        def step(state, batch):
+        def step(state, frozen, batch):
             seen.append((state.params, jax.tree.map(np.asarray, batch)))
             return state, {}
 
@@ -211,7 +215,7 @@ def run_rl(monkeypatch, traces: Traces, stage: str = "rl", config: Config = CONF
     def make_sampler(policy, mesh, **settings):
         seen["settings"]["sampler"] = settings
 
-        def sampler(params, tokens, valid, budget, key):
+        def sampler(params, tokens, valid, budget, key, stop_state=None):
             seen["sampled"].append(params)
             tokens, valid = (x.repeat(settings["samples_per_prompt"], 0) for x in (tokens, valid))
             new = np.array([TOKENIZER.response(str(i)) for i in range(len(tokens))])
@@ -246,7 +250,7 @@ def run_rl(monkeypatch, traces: Traces, stage: str = "rl", config: Config = CONF
     def make_update(policy, scalar, policy_tx, critic_tx, mesh, *shardings, **settings):
         seen["settings"]["update"] = settings
 
-        def update(policy, critic, batch, key):
+        def update(policy, critic, frozen, batch, key):
             seen["updates"].append(batch)
             trained = None if critic is None else State(params=f"{critic.params}+")
             return State(params=f"{policy.params}+"), trained, {}

@@ -123,7 +123,7 @@ def test_a_critic_is_warmed_up_on_the_fixed_policy_before_ppo(monkeypatch, stage
     def make_critic_update(scalar, critic_tx, mesh, shardings, **settings):
         assert mesh is ONE and settings["prompt_tokens"] == 16
 
-        def update(critic, batch, key):
+        def update(critic, frozen, batch, key):
             updates.append(batch)
             return State(params=f"{critic.params}!"), {}
 

@@ -25,6 +25,7 @@ from prm_jax.model.heads import ScalarModel
 from prm_jax.model.score import state_values
 from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
+from prm_jax.rl.lines import split_lines
 from prm_jax.sharding import init_params, make_mesh
 from prm_jax.stages import evaluate as evaluate_stage
 from prm_jax.stages import prm as prm_stage
@@ -47,6 +48,9 @@ def run_with(config: Config, **parts) -> SimpleNamespace:
         mesh=ONE,
         tokenizer=TOKENIZER,
         prompt_ids=lambda problem: TOKENIZER.encode(problem.prompt),
+        stops=None,
+        lines=lambda ids: split_lines(TOKENIZER.pieces(ids)),
+        program=lambda problem, ids: problem.program(TOKENIZER.decode(ids)),
         **parts,
     )
 
@@ -84,7 +88,7 @@ def rollouts_of(monkeypatch, config: Config, prompts: list[str], texts: list[str
     calls = []
 
     def make_sampler(policy, mesh, **settings):
-        def sampler(params, tokens, valid, budget, key):
+        def sampler(params, tokens, valid, budget, key, stop_state=None):
             calls.append((params, np.asarray(tokens), np.asarray(budget), key))
             return samples_of(prompts, texts, tokens.shape[1])
 
@@ -92,7 +96,7 @@ def rollouts_of(monkeypatch, config: Config, prompts: list[str], texts: list[str
 
     verdicts = iter(passed)
 
-    def judge(problem: Problem, completion: str) -> Future:
+    def judge(problem: Problem, program: str) -> Future:
         future: Future = Future()
         future.set_result(Verdict("passed" if next(verdicts) else "failed", 0, 1))
         return future
@@ -340,7 +344,6 @@ def test_labels_are_held_against_the_oracle_line_by_line():
 def test_scored_programs_carry_the_score_of_each_line_and_the_oracles_first_error(
     monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(evaluate_stage, "abstract_params", lambda model, mesh: None)
     monkeypatch.setattr(
         prm_stage,
         "make_prefix_scores",
@@ -351,7 +354,7 @@ def test_scored_programs_carry_the_score_of_each_line_and_the_oracles_first_erro
         workdir=tmp_path,
         scalar=None,
         problems=SimpleNamespace(chains={"p": CHAIN, "q": CHAIN}),
-        restore=lambda kind, like: kind,
+        restore=lambda kind, model: kind,
     )
     wrong = "    # d\n\n" + WRONG_2
     attempts = {

@@ -130,10 +130,10 @@ class CountingJudge:
     def __init__(self):
         self.programs: list[tuple[str, str]] = []
 
-    def __call__(self, problem: Problem, completion: str) -> Future:
-        self.programs.append((problem.task_id, completion))
+    def __call__(self, problem: Problem, program: str) -> Future:
+        self.programs.append((problem.task_id, program))
         future: Future = Future()
-        status = "passed" if len(completion) % 2 == 0 else "failed"
+        status = "passed" if len(program) % 2 == 0 else "failed"
         future.set_result(Verdict(status, 0, 1))
         return future
 
@@ -150,8 +150,10 @@ def sampled_in_bulk(mesh, journal: Journal, memo: Memo | None = None):
         tokenizer=SimpleNamespace(
             eos_ids=(1,),
             pad_id=0,
-            decode=lambda ids: "".join("..abcdefgh"[i] for i in ids if i > 1),
+            pieces=lambda ids: [b"..abcdefgh"[i : i + 1] for i in ids if i > 1],
         ),
+        stops=None,
+        program=lambda problem, ids: "".join("..abcdefgh"[i] for i in ids if i > 1),
         prompt_ids=lambda problem: [2 + int(c) % 6 for c in problem.task_id],
         judge=judge,
     )

@@ -38,6 +38,8 @@ def shardings(state):
 
 # Nearly all time goes into compiling, so each compiled program and each model is made once.
 
+NOTHING = ({}, {})  # frozen: all parameters train
+
 
 @functools.cache
 def policy_params(mesh: Mesh) -> dict:
@@ -50,7 +52,7 @@ def policy_params(mesh: Mesh) -> dict:
 @functools.cache
 def critic_and_prm(mesh: Mesh) -> tuple[dict, dict]:
     """Two scalar models that differ in their heads, neither of them 0 everywhere."""
-    critic = scalar_params(SCALAR, policy_params(mesh)["trunk"], mesh, jax.random.key(1))
+    critic = scalar_params(SCALAR, policy_params(mesh)["trunk"], mesh)
 
     def with_head(seed: int, bias: float) -> dict:
         kernel = 0.3 * jax.random.normal(jax.random.key(seed), (MODEL.embed,))
@@ -143,7 +145,7 @@ def run_ppo(mesh: Mesh):
     )  # fmt: skip
     with jax.set_mesh(mesh):
         batch, reward_metrics = experience(rollout)
-        policy, critic, metrics = update(policy, critic, batch, jax.random.key(9))
+        policy, critic, metrics = update(policy, critic, NOTHING, batch, jax.random.key(9))
     return samples, rollout, batch, policy, critic, reward_metrics | metrics
 
 
@@ -159,7 +161,7 @@ def sgd_update():
         POLICY, SCALAR, tx, tx, ONE, *map(shardings, states()), prompt_tokens=P,
         temperature=TEMPERATURE, epochs=1, minibatches=1, **CLIPS,
     )  # fmt: skip
-    return lambda batch: update(*states(), batch, jax.random.key(0))
+    return lambda batch: update(*states(), NOTHING, batch, jax.random.key(0))
 
 
 @functools.cache
@@ -352,7 +354,7 @@ def run_sft(mesh: Mesh):
     losses, after_three = [], None
     with jax.set_mesh(mesh):
         for _ in range(10):
-            state, metrics = step(state, text_batch())
+            state, metrics = step(state, {}, text_batch())
             losses.append(float(metrics["sft/loss"]))
             if len(losses) == 3:
                 after_three = jax.tree.map(np.array, state.params)
@@ -377,11 +379,11 @@ def test_prm_regresses_on_labels_at_masked_line_ends_only():
         steps=n_steps, learning_rate=1e-2, warmup_steps=2, weight_decay=0.0, max_grad_norm=1.0
     )
     trunk = policy_params(ONE)["trunk"]
-    state = new_state(scalar_params(SCALAR, trunk, ONE, jax.random.key(1)), tx, ONE)
+    state = new_state(scalar_params(SCALAR, trunk, ONE), tx, ONE)
     step = make_prm_step(SCALAR, tx, ONE, shardings(state))
     losses = []
     for _ in range(n_steps):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, {}, batch)
         losses.append(float(metrics["prm/loss"]))
     assert abs(losses[0] - 1.0) < 1e-6  # the head starts at 0 and labels are -1 and +1
     assert losses[-1] < 0.05
@@ -392,10 +394,10 @@ def test_prm_regresses_on_labels_at_masked_line_ends_only():
 def test_critic_and_policy_never_share_the_buffers_that_they_start_from():
     params = policy_params(ONE)
     tx = optax.sgd(0.1)
-    critic_params = scalar_params(SCALAR, params["trunk"], ONE, jax.random.key(1))
+    critic_params = scalar_params(SCALAR, params["trunk"], ONE)
     trees = (
         params,
-        critic_params,
+        {"head": critic_params["head"]},  # its trunk is the policy's own until it has a state
         new_state(params, tx, ONE).params,
         new_state(critic_params, tx, ONE).params,
     )

@@ -11,6 +11,7 @@ import pytest
 from test_steps import (
     CLIPS,
     EIGHT,
+    NOTHING,
     ONE,
     POLICY,
     SCALAR,
@@ -120,9 +121,9 @@ def test_without_a_critic_values_are_zeros_and_the_policy_alone_is_updated():
     alone = make(shardings(policy), None, **settings)
     with_critic = make(shardings(policy), shardings(critic), **settings)
     policy_alone, none, metrics = alone(
-        new_state(policy_params(ONE), tx, ONE), None, batch, jax.random.key(0)
+        new_state(policy_params(ONE), tx, ONE), None, NOTHING, batch, jax.random.key(0)
     )
-    policy, _, more = with_critic(policy, critic, batch, jax.random.key(0))
+    policy, _, more = with_critic(policy, critic, NOTHING, batch, jax.random.key(0))
     assert none is None
     assert_close(policy_alone.params, policy.params, 1e-6)
     assert {name.split("/")[0] for name in metrics} == {"policy"}
@@ -143,7 +144,7 @@ def warmed_up(mesh):
     errors = []
     with jax.set_mesh(mesh):
         for step in range(12):
-            critic, metrics = update(critic, batch, jax.random.key(step))
+            critic, metrics = update(critic, {}, batch, jax.random.key(step))
             errors.append(float(metrics["value/loss"]))
     return critic, errors, metrics
 

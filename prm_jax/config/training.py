@@ -57,7 +57,9 @@ class PPOConfig(Section):
     minibatches: int = 2
     """Optimizer steps per pass."""
     learning_rate: float = 1.2e-3
-    """Of the policy; Adam, constant."""
+    """Of the policy; Adam, falling on a line to `final_learning_rate` of it."""
+    final_learning_rate: float = 0.1
+    """Share of learning_rate that is left at the last step; 1 keeps it constant."""
     critic_learning_rate: float = 1e-3
     """Of the critic; Adam, constant."""
     max_grad_norm: float = 1.0
@@ -100,6 +102,11 @@ class PPOConfig(Section):
             "critic_learning_rate", "max_grad_norm", "temperature", "value_clip",
             "checkpoint_every",
         )  # fmt: skip
+        self._require(
+            "final_learning_rate",
+            0 < self.final_learning_rate <= 1,
+            "above 0 and at most 1: a share of ppo.learning_rate",
+        )
         self._require("clip_low", 0 < self.clip_low < 1, "between 0 and 1")
         self._require("clip_high", 0 < self.clip_high, "greater than 0")
         self._fraction("gamma", "gae_lambda")

@@ -84,6 +84,7 @@ class Sampling:
             temperature=temperature,
             top_p=top_p,
             eos_ids=run.tokenizer.eos_ids,
+            stops=run.stops,
         )
         self.seconds = 0.0  # spent on the units so far, also by a run that was killed since
         self._starts_per_unit = max(1, run.config.device_batch // samples)  # on any mesh
@@ -148,7 +149,12 @@ class Sampling:
         tokens, valid = left_pad([prompts[i] for i in rows], self._run.tokenizer.pad_id)
         limit = self._run.config.max_completion_tokens
         budget = np.array([limit - len(starts[i].prefix) for i in rows], np.int32)
-        return self._sampler(params, tokens, valid, budget, key)
+        stops = self._run.stops
+        if stops is None:
+            return self._sampler(params, tokens, valid, budget, key)
+        # A stop string may begin in the part of the response that is kept.
+        kept = [stops.start(self._run.tokenizer.pieces(starts[i].prefix)) for i in rows]
+        return self._sampler(params, tokens, valid, budget, key, np.array(kept, np.int32))
 
     def _submit(self, starts, unit: list[int], samples: Samples) -> list["_Judging"]:
         completions = completion_ids(samples)
@@ -159,14 +165,14 @@ class Sampling:
                 new = completions[position * self._samples + sample]
                 ids = starts[i].prefix + new
                 problem = starts[i].problem
-                completion = self._run.tokenizer.decode(ids)
-                known = self._memo.get(problem, completion)
-                twin = (problem.task_id, completion)
+                program = self._run.program(problem, ids)
+                known = self._memo.get(problem, program)
+                twin = (problem.task_id, program)
                 executed = known is None and twin not in running
                 if executed:
-                    running[twin] = self._run.judge(problem, completion)
+                    running[twin] = self._run.judge(problem, program)
                 judging.append(
-                    _Judging(problem, ids, len(new), completion, known, executed, running.get(twin))
+                    _Judging(problem, ids, len(new), program, known, executed, running.get(twin))
                 )
         return judging
 
@@ -185,7 +191,7 @@ class Sampling:
             if status is None:
                 assert item.future is not None
                 status = item.future.result().status
-                self._memo.put(item.problem, item.completion, status)
+                self._memo.put(item.problem, item.program, status)
             flat.append(Attempt(item.ids, status, item.executed, item.sampled_tokens))
         found = [flat[i : i + self._samples] for i in range(0, len(flat), self._samples)]
         seconds = time.perf_counter() - begun_s
@@ -201,8 +207,7 @@ class Sampling:
         for i, row in zip(unit, found, strict=True):
             for attempt in row:
                 problem = starts[i].problem
-                completion = self._run.tokenizer.decode(attempt.ids)
-                self._memo.put(problem, completion, attempt.status)
+                self._memo.put(problem, self._run.program(problem, attempt.ids), attempt.status)
         return found
 
 
@@ -219,7 +224,7 @@ class _Judging:
     problem: Problem
     ids: tuple[int, ...]
     sampled_tokens: int
-    completion: str
+    program: str
     known: str | None  # by the memo
     executed: bool  # this one was sent to the sandbox; its twins in the unit share the future
     future: Future[Verdict] | None

@@ -12,9 +12,8 @@ import numpy as np
 
 from prm_jax.metrics import Progress
 from prm_jax.problems import first_error
-from prm_jax.rl.lines import split_lines, step_ends
+from prm_jax.rl.lines import step_ends
 from prm_jax.rl.statistics import bootstrap_interval, pass_at_k
-from prm_jax.sharding import abstract_params
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.label import LabelledResponse, read_labels
@@ -98,7 +97,7 @@ def _attempts(
     journal: Journal,
     progress: Progress,
 ) -> list[list[Attempt]]:
-    params = run.restore(f"{arm}/policy", abstract_params(run.policy, run.mesh))
+    params = run.restore(f"{arm}/policy", run.policy)
     starts = [Start(problem) for problem in problems]
     # Every arm draws from one stream: arms differ by their policies alone.
     return sampling.run(params, starts, run.key(Stream.EVALUATE), journal, arm, progress)
@@ -124,14 +123,14 @@ def _write_samples(
 def _pass_rates(
     run: Run, problems: Sequence[Problem], attempts: list[list[Attempt]]
 ) -> dict[str, Any]:
-    n, c = _counts(attempts)
+    n, c = counts(attempts)
     horizons = np.array([problem.horizon for problem in problems])
     ks = [k for k in KS if k <= run.config.evaluate.samples]
     return {
-        "pass_at_1": _interval(run, pass_at_k(n, c, 1)),
-        "pass_at_k": {str(k): _interval(run, pass_at_k(n, c, k)) for k in ks if k > 1},
+        "pass_at_1": interval(run, pass_at_k(n, c, 1)),
+        "pass_at_k": {str(k): interval(run, pass_at_k(n, c, k)) for k in ks if k > 1},
         "by_horizon": {
-            str(h): _interval(run, pass_at_k(n[horizons == h], c[horizons == h], 1))
+            str(h): interval(run, pass_at_k(n[horizons == h], c[horizons == h], 1))
             for h in np.unique(horizons)
         },
     }
@@ -145,17 +144,18 @@ def _difference(
     A resample draws problems, and a problem brings both arms along: how hard it is cancels out,
     and the interval is narrower than those of the two arms suggest.
     """
-    ours, theirs = (pass_at_k(*_counts(arm), 1) for arm in (attempts, baseline))
-    return _interval(run, ours - theirs)
+    ours, theirs = (pass_at_k(*counts(arm), 1) for arm in (attempts, baseline))
+    return interval(run, ours - theirs)
 
 
-def _counts(attempts: list[list[Attempt]]) -> tuple[np.ndarray, np.ndarray]:
+def counts(attempts: list[list[Attempt]]) -> tuple[np.ndarray, np.ndarray]:
     """How many attempts each problem has, and how many of them pass."""
     n = np.array([len(row) for row in attempts], np.int64)
     return n, np.array([sum(a.passed for a in row) for row in attempts], np.int64)
 
 
-def _interval(run: Run, per_problem: np.ndarray) -> dict[str, float | int]:
+def interval(run: Run, per_problem: np.ndarray) -> dict[str, float | int]:
+    """The mean over problems, with the bootstrap interval that `evaluate` asks for."""
     config = run.config.evaluate
     low, high = bootstrap_interval(
         per_problem,
@@ -198,14 +198,14 @@ def _write_scored(
     run: Run, problems: list[Problem], attempts: dict[str, list[list[Attempt]]]
 ) -> None:
     """A few failing and passing programs of each arm, their lines scored by the PRM."""
-    params = run.restore("prm/model", abstract_params(run.scalar, run.mesh))
+    params = run.restore("prm/model", run.scalar)
     chosen: list[tuple[str, Problem, Attempt]] = []
     for arm, rows in attempts.items():
         firsts = [(arm, problem, row[0]) for problem, row in zip(problems, rows, strict=True)]
         for wanted, passed in ((SCORED_FAILING, False), (SCORED_PASSING, True)):
             some = [item for item in firsts if item[2].passed == passed]
             chosen += [some[i] for i in _spread([p.horizon for _, p, _ in some], wanted)]
-    lines = [split_lines(run.tokenizer.pieces(a.ids)) for _, _, a in chosen]
+    lines = [run.lines(a.ids) for _, _, a in chosen]
     ends = [step_ends(line)[0] for line in lines]
     scores = step_scores(
         run,

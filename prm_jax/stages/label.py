@@ -14,8 +14,7 @@ import numpy as np
 
 from prm_jax.metrics import Progress
 from prm_jax.rl.labels import response_class
-from prm_jax.rl.lines import split_lines, step_ends
-from prm_jax.sharding import abstract_params
+from prm_jax.rl.lines import step_ends
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.rl import evenly_spaced
@@ -80,7 +79,7 @@ def _responses(
 
 def _policy(run: Run, step: int) -> Any:
     """The baseline's policy at one of its checkpoints."""
-    return run.restore("rl/policy", abstract_params(run.policy, run.mesh), step)
+    return run.restore("rl/policy", run.policy, step)
 
 
 def _slice(problems: Sequence[Problem], number: int, n: int) -> list[Problem]:
@@ -89,7 +88,7 @@ def _slice(problems: Sequence[Problem], number: int, n: int) -> list[Problem]:
 
 
 def _response(run: Run, problem: Problem, split: Split, step: int, attempt: Attempt) -> Response:
-    lines = split_lines(run.tokenizer.pieces(attempt.ids))
+    lines = run.lines(attempt.ids)
     end_token, kinds = step_ends(lines)
     end_line = np.searchsorted(lines.end_token, end_token, side="right")
     return Response(

@@ -13,7 +13,7 @@ import numpy as np
 from prm_jax.config import ConfigError
 from prm_jax.rl.labels import ResponseClass, loss_support, prm_targets, select
 from prm_jax.rl.statistics import auc_within_groups, calibration, first_error_report
-from prm_jax.sharding import abstract_params, batch_sharding, batch_shards
+from prm_jax.sharding import batch_sharding, batch_shards
 from prm_jax.stages.batches import Batches, right_pad
 from prm_jax.stages.label import LabelledResponse, read_labels
 from prm_jax.stages.run import Run, Stream
@@ -38,7 +38,7 @@ def prm(run: Run) -> None:
         lambda epoch: run.order(Stream.PRM_ORDER, len(train), epoch),
         run.config.seed,
     )
-    policy = run.restore("sft/policy", abstract_params(run.policy, run.mesh))
+    policy = run.restore("sft/policy", run.policy)
 
     def batch_at(step: int) -> LabelBatch:
         index = batches[step]
@@ -49,7 +49,7 @@ def prm(run: Run) -> None:
         "prm",
         "model",
         config,
-        scalar_params(run.scalar, policy["trunk"], run.mesh, run.key(Stream.PRM_INIT)),
+        scalar_params(run.scalar, policy["trunk"], run.mesh),
         lambda tx, shardings: make_prm_step(run.scalar, tx, run.mesh, shardings),
         batch_at,
     )

@@ -15,9 +15,10 @@ import numpy as np
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import ConfigError, DenseConfig
 from prm_jax.metrics import Progress
-from prm_jax.rl.lines import line_end_mask, split_lines
+from prm_jax.model.lora import join, split_trainable
+from prm_jax.rl.lines import line_end_mask
 from prm_jax.rl.rewards import partial_credit, partial_credit_gap
-from prm_jax.sharding import abstract_params, batch_sharding
+from prm_jax.sharding import batch_sharding
 from prm_jax.stages.attempts import completion_ids
 from prm_jax.stages.batches import left_pad
 from prm_jax.stages.run import Run, Stream, take_cycled
@@ -50,8 +51,7 @@ def rl(run: Run) -> None:
 def rl_prm(run: Run) -> None:
     """PPO with the PRM, as a dense reward and/or as the critic's start."""
     check_outcome(run)
-    like = abstract_params(run.scalar, run.mesh)
-    _ppo(run, "rl_prm", prm=run.restore("prm/model", like))
+    _ppo(run, "rl_prm", prm=run.restore("prm/model", run.scalar))
 
 
 def check_outcome(run: Run) -> None:
@@ -89,10 +89,15 @@ def evenly_spaced(steps: int, n: int) -> list[int]:
 
 def _ppo(run: Run, stage: str, prm: Any | None) -> None:
     config = run.config.ppo
-    reference = run.restore("sft/policy", abstract_params(run.policy, run.mesh))
+    reference = run.restore("sft/policy", run.policy)
     rollouts = _Rollouts(run)
 
-    policy_tx = adam(learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm)
+    policy_tx = adam(
+        learning_rate=config.learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        steps=config.steps * config.epochs * config.minibatches,
+        final_share=config.final_learning_rate,
+    )
     critic_tx = adam(learning_rate=config.critic_learning_rate, max_grad_norm=config.max_grad_norm)
     with Checkpoints(run.workdir / stage / "state") as states:
         resumes = bool(states.steps())
@@ -125,22 +130,24 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
         group_size=0 if has_critic else config.samples_per_prompt,
         **rewards,
     )
-    policy = new_state(reference, policy_tx, run.mesh)
-    critic = None
+    trained, policy_frozen = split_trainable(reference)
+    policy = new_state(trained, policy_tx, run.mesh)
+    critic, critic_frozen = None, {}
     if has_critic:
         if from_prm and not resumes:
             critic_params = _recalibrated(run, rollouts, reference, prm)
         else:
-            critic_params = scalar_params(
-                run.scalar, reference["trunk"], run.mesh, run.key(Stream.CRITIC_INIT)
-            )
-        critic = new_state(critic_params, critic_tx, run.mesh)
+            critic_params = scalar_params(run.scalar, reference["trunk"], run.mesh)
+        trained, critic_frozen = split_trainable(critic_params)
+        critic = new_state(trained, critic_tx, run.mesh)
         if config.critic_warmup_steps and not resumes:
             returns = make_experience(run.mesh, gae_lambda=1.0, **rewards)
             warmed = _warmed_up(
-                run, stage, rollouts, critic, critic_tx, reference, dense_prm, score, returns
-            )
+                run, stage, rollouts, critic, critic_frozen, critic_tx, reference, dense_prm, score,
+                returns,
+            )  # fmt: skip
             critic = new_state(warmed, critic_tx, run.mesh)
+    frozen = (policy_frozen, critic_frozen)
     update = make_update(
         run.policy,
         run.scalar,
@@ -171,18 +178,18 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
         with Progress(config.steps, stage, initial=start) as progress:
             for step in range(start, config.steps):
                 begun_s = time.perf_counter()
-                problems, samples = rollouts.sample(policy.params, step)
+                problems, samples = rollouts.sample(join(policy.params, policy_frozen), step)
                 completions = completion_ids(samples)
                 sampled_s = time.perf_counter()
                 verdicts = rollouts.judge(problems, completions)
-                critic_params = None if critic is None else critic.params
+                critic_params = None if critic is None else join(critic.params, critic_frozen)
                 ref_logp, values, scores = score(reference, critic_params, dense_prm, samples)
                 passed, outcome = rollouts.outcomes(verdicts)
                 judged_s = time.perf_counter()
                 rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
                 batch, reward_metrics = experience(rollout)
                 policy, critic, update_metrics = update(
-                    policy, critic, batch, run.key(Stream.RL_SHUFFLE, step)
+                    policy, critic, frozen, batch, run.key(Stream.RL_SHUFFLE, step)
                 )
                 run.log.log(
                     stage,
@@ -225,6 +232,7 @@ class _Rollouts:
             samples_per_prompt=config.samples_per_prompt,
             temperature=config.temperature,
             eos_ids=run.tokenizer.eos_ids,
+            stops=run.stops,
         )
 
     def sample(
@@ -251,7 +259,7 @@ class _Rollouts:
         self, problems: list[Problem], completions: list[tuple[int, ...]]
     ) -> list[Future[Verdict]]:
         return [
-            self._run.judge(problem, self._run.tokenizer.decode(ids))
+            self._run.judge(problem, self._run.program(problem, ids))
             for problem, ids in zip(problems, completions, strict=True)
         ]
 
@@ -266,8 +274,8 @@ class _Rollouts:
     def assemble(self, samples, completions, outcome, ref_logp, values, scores) -> Rollout:
         line_end = np.zeros(samples.tokens.shape, bool)
         for row, ids in enumerate(completions):
-            lines = split_lines(self._run.tokenizer.pieces(ids))
-            line_end[row, self.width : self.width + len(ids)] = line_end_mask(lines, len(ids))
+            ends = line_end_mask(self._run.lines(ids), len(ids))
+            line_end[row, self.width : self.width + len(ids)] = ends
         line_end, outcome = jax.device_put((line_end, outcome), batch_sharding(self._run.mesh))
         return Rollout(
             tokens=samples.tokens,
@@ -297,9 +305,10 @@ def _recalibrated(run: Run, rollouts: _Rollouts, policy_params: Any, prm: Any) -
 
 
 def _warmed_up(
-    run: Run, stage: str, rollouts: _Rollouts, critic, critic_tx, reference, prm, score, returns
-) -> Any:
-    """The critic's parameters after steps on Monte-Carlo returns of the fixed policy `reference`.
+    run: Run, stage: str, rollouts: _Rollouts, critic, frozen, critic_tx, reference, prm, score,
+    returns,
+) -> Any:  # fmt: skip
+    """What trains of the critic, after steps on Monte-Carlo returns of the policy `reference`.
 
     A run that is killed in here does it again, in the same way: no PPO step has been taken yet.
     """
@@ -320,11 +329,11 @@ def _warmed_up(
             problems, samples = rollouts.sample(reference, step, stream=Stream.CRITIC_WARMUP)
             completions = completion_ids(samples)
             verdicts = rollouts.judge(problems, completions)
-            ref_logp, values, scores = score(reference, critic.params, prm, samples)
+            ref_logp, values, scores = score(reference, join(critic.params, frozen), prm, samples)
             _, outcome = rollouts.outcomes(verdicts)
             rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
             batch, _ = returns(rollout)
-            critic, metrics = update(critic, batch, run.key(Stream.CRITIC_WARMUP, step, 1))
+            critic, metrics = update(critic, frozen, batch, run.key(Stream.CRITIC_WARMUP, step, 1))
             run.log.log(name, step, metrics)
             progress.update(1)
     run.log.flush()

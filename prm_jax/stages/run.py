@@ -5,6 +5,7 @@ marks itself finished by writing `done.json` there, last of all.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -22,8 +23,14 @@ from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import Config, to_json
 from prm_jax.metrics import MetricsLog
 from prm_jax.model.heads import PolicyModel, ScalarModel
+from prm_jax.model.lora import fresh_adapters, join, split_trainable
+from prm_jax.pretrained import load_params
 from prm_jax.problems import ProblemSets
+from prm_jax.prompts import Prompts
+from prm_jax.rl.lines import Lines, split_lines
+from prm_jax.rl.stops import StopTable
 from prm_jax.sandbox import Sandbox
+from prm_jax.sharding import abstract_params, init_params
 from prm_jax.tokenizer import Tokenizer
 from prm_jax.types import Problem, Verdict
 
@@ -33,14 +40,12 @@ class Stream(IntEnum):
 
     POLICY_INIT = 0
     SFT_ORDER = 1
-    CRITIC_INIT = 2
     RL_ORDER = 3
     RL_SAMPLE = 4
     RL_SHUFFLE = 5
     RECALIBRATE = 6
     RESPOND = 7
     PROBE = 8
-    PRM_INIT = 9
     PRM_ORDER = 10
     EVALUATE = 11
     CRITIC_WARMUP = 12
@@ -52,11 +57,14 @@ class Run:
     workdir: Path
     mesh: Mesh
     tokenizer: Tokenizer
+    prompts: Prompts
     problems: ProblemSets
     sandbox: Sandbox
     log: MetricsLog
     policy: PolicyModel
     scalar: ScalarModel  # critic and PRM
+
+    # -------------------------------------------------------------------------- randomness
 
     def key(self, stream: Stream, *numbers: int) -> jax.Array:
         """The key of one event: the seed's, folded with its stream and its place in it."""
@@ -69,12 +77,30 @@ class Run:
         """A permutation of n items for one pass over them, the same on every host."""
         return np.random.default_rng([self.config.seed, int(stream), epoch]).permutation(n)
 
-    def judge(self, problem: Problem, completion: str) -> Future[Verdict]:
-        """Starts judging one completion in the sandbox."""
-        return self.sandbox.submit(problem.program(completion), problem.tests, problem.limits)
+    # ---------------------------------------------------------- between tokens and programs
 
     def prompt_ids(self, problem: Problem) -> list[int]:
-        return self.tokenizer.encode(problem.prompt)
+        return self.prompts.ids(problem)
+
+    def lines(self, ids: Sequence[int]) -> Lines:
+        """The lines of the code in a response."""
+        pieces = self.tokenizer.pieces(ids)
+        return split_lines(pieces, self.prompts.code_span(b"".join(pieces)))
+
+    def program(self, problem: Problem, ids: Sequence[int]) -> str:
+        """The whole program that a response stands for."""
+        return self.prompts.program(problem, b"".join(self.tokenizer.pieces(ids)))
+
+    @functools.cached_property
+    def stops(self) -> StopTable | None:
+        """What ends a response beside an EOS, for the sampler."""
+        if not self.prompts.stops:
+            return None
+        return self.tokenizer.stop_table(self.prompts.stops)
+
+    def judge(self, problem: Problem, program: str) -> Future[Verdict]:
+        """Starts judging one program in the sandbox."""
+        return self.sandbox.submit(program, problem.tests, problem.limits)
 
     def digest(self) -> str:
         """A short name for the settings that decide this run's numbers."""
@@ -92,10 +118,36 @@ class Run:
         """Marks a stage finished."""
         write_atomically(self.workdir / stage / "done.json", json.dumps(summary, indent=2))
 
-    def restore(self, kind: str, like: Any, step: int | None = None) -> Any:
+    # ---------------------------------------------------------------------------- parameters
+
+    def starting_params(self) -> Any:
+        """The policy before any training: the weights of `model.path`, or fresh ones."""
+        key = self.key(Stream.POLICY_INIT)
+        if self.config.model.lora_rank:
+            return join(fresh_adapters(self.policy, self.mesh, key), self.frozen)
+        return self._load(key)
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """The policy's parameters that no stage trains; none, unless LoRA adapters do."""
+        if not self.config.model.lora_rank:
+            return {}
+        return split_trainable(self._load(self.key(Stream.POLICY_INIT)))[1]
+
+    def _load(self, key: jax.Array) -> Any:
+        path = self.config.model.path
+        if path:
+            return load_params(path, self.policy, self.mesh, key=key)
+        return init_params(self.policy, self.mesh, key)
+
+    def restore(self, kind: str, model: PolicyModel | ScalarModel, step: int | None = None) -> Any:
         """Parameters that a stage left, for example kind `rl/policy`; the last ones by default."""
+        trained, _ = split_trainable(abstract_params(model, self.mesh))
         with Checkpoints(self.workdir / kind) as checkpoints:
-            return checkpoints.restore(step or checkpoints.steps()[-1], like)
+            trained = checkpoints.restore(step or checkpoints.steps()[-1], trained)
+        # A scalar model has the policy's trunk, and a head that is always trained.
+        frozen = {name: self.frozen[name] for name in self.frozen.keys() & {"trunk"}}
+        return join(trained, self.frozen if isinstance(model, PolicyModel) else frozen)
 
 
 def deciding(settings: dict[str, Any]) -> dict[str, Any]:

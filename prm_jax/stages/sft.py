@@ -6,8 +6,10 @@ Reads the problems; leaves `sft/policy` (parameters) for every later stage.
 import jax
 import numpy as np
 
+from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import ConfigError
-from prm_jax.sharding import batch_sharding, init_params
+from prm_jax.model.lora import split_trainable
+from prm_jax.sharding import batch_sharding
 from prm_jax.stages.batches import Batches, right_pad
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.supervised import fit
@@ -17,6 +19,9 @@ from prm_jax.types import TokenBatch
 
 def sft(run: Run) -> None:
     config = run.config.sft
+    if config.steps == 0:
+        _save_untrained(run)
+        return
     rows, prompt_lengths = _encode(run)
     batches = Batches(
         [len(row) for row in rows],
@@ -37,12 +42,20 @@ def sft(run: Run) -> None:
         "sft",
         "policy",
         config,
-        init_params(run.policy, run.mesh, run.key(Stream.POLICY_INIT)),
+        run.starting_params(),
         lambda tx, shardings: make_sft_step(run.policy, tx, run.mesh, shardings),
         batch_at,
     )
     left_out = len(run.problems.sft) - len(rows)
     run.finish("sft", {"steps": config.steps, "pairs": len(rows), "left_out": left_out})
+
+
+def _save_untrained(run: Run) -> None:
+    """Leaves the policy as it came, for RL to start from."""
+    trained, _ = split_trainable(run.starting_params())
+    with Checkpoints(run.workdir / "sft/policy") as checkpoints:
+        checkpoints.save(1, trained)
+    run.finish("sft", {"steps": 0, "pairs": 0, "left_out": 0})
 
 
 def _encode(run: Run) -> tuple[list[list[int]], np.ndarray]:
@@ -54,9 +67,9 @@ def _encode(run: Run) -> tuple[list[list[int]], np.ndarray]:
     tokenizer, config = run.tokenizer, run.config
     rows, prompt_lengths = [], []
     pairs = list(run.problems.sft)
-    prompts = tokenizer.encode_batch([problem.prompt for problem in pairs])
-    solutions = tokenizer.encode_batch([problem.solution for problem in pairs])
-    for prompt_ids, solution_ids in zip(prompts, solutions, strict=True):
+    solutions = tokenizer.encode_batch([run.prompts.solution(problem) for problem in pairs])
+    for problem, solution_ids in zip(pairs, solutions, strict=True):
+        prompt_ids = run.prompt_ids(problem)
         solution_ids = [*solution_ids, tokenizer.eos_id]
         if (
             len(prompt_ids) <= config.max_prompt_tokens

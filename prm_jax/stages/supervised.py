@@ -9,13 +9,14 @@ import optax
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import PRMConfig, SFTConfig
 from prm_jax.metrics import Progress
+from prm_jax.model.lora import join, split_trainable
 from prm_jax.stages.run import Run
 from prm_jax.steps.state import adamw_cosine, new_state
 from prm_jax.types import TrainState
 
 MakeStep = Callable[
     [optax.GradientTransformation, TrainState],
-    Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
 ]
 
 
@@ -28,7 +29,7 @@ def fit(
     make_step: MakeStep,
     batch_at: Callable[[int], Any],
 ) -> Any:
-    """Trains from `params`, leaves the result in `<stage>/<kind>`, and returns it.
+    """Trains from `params`, leaves what was trained in `<stage>/<kind>`, and returns all of them.
 
     `make_step(tx, shardings)` makes the compiled step; `batch_at(step)` is a batch that depends on
     nothing but its step, so that a resumed run goes on as if it had never stopped.
@@ -40,7 +41,8 @@ def fit(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
     )
-    state = new_state(params, tx, run.mesh)
+    trained, frozen = split_trainable(params)
+    state = new_state(trained, tx, run.mesh)
     step_fn = make_step(tx, jax.tree.map(lambda x: x.sharding, state))
     with (
         Checkpoints(run.workdir / stage / "state", keep=1) as states,
@@ -52,7 +54,7 @@ def fit(
         run.log.rewind(stage, start)
         with Progress(config.steps, stage, initial=start) as progress:
             for step in range(start, config.steps):
-                state, metrics = step_fn(state, batch_at(step))
+                state, metrics = step_fn(state, frozen, batch_at(step))
                 run.log.log(stage, step, metrics)
                 progress.update(1, **metrics)
                 if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
@@ -60,4 +62,4 @@ def fit(
                     states.save(step + 1, state)
         run.log.flush()
         results.save(config.steps, state.params)
-    return state.params
+    return join(state.params, frozen)

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from prm_jax.model.heads import PolicyModel, ScalarModel
+from prm_jax.model.lora import join
 from prm_jax.model.score import prefix_scores, state_values, token_logps
 from prm_jax.rl.advantages import (
     gae,
@@ -182,10 +183,13 @@ def make_update(
     value_clip: float,
     sampler_cap: float = 0.0,
 ) -> Callable[
-    [TrainState, TrainState | None, PPOBatch, jax.Array],
+    [TrainState, TrainState | None, Any, PPOBatch, jax.Array],
     tuple[TrainState, TrainState | None, Metrics],
 ]:
-    """A jitted `(policy, critic, batch, key) -> (policy, critic, metrics)`; both are donated.
+    """A jitted `(policy, critic, frozen, batch, key) -> (policy, critic, metrics)`.
+
+    Policy and critic are donated; `frozen` is the pair of the parameters of theirs that do not
+    train (model/lora.py).
 
     Each epoch shuffles the rollout and splits it into minibatches, one optimizer step each; the
     metrics are means over all of them. The new log-probs are taken at the sampler's temperature,
@@ -199,25 +203,25 @@ def make_update(
     rows = batch_sharding(mesh)
     value_loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=value_clip)
 
-    def logps(params, batch: PPOBatch):
+    def logps(trained, frozen, batch: PPOBatch):
         return token_logps(
             policy,
-            params,
+            join(trained, frozen),
             batch.tokens,
             batch.valid,
             temperature=temperature,
             prompt_tokens=prompt_tokens,
         )
 
-    def weighted(params, batch: PPOBatch) -> tuple[PPOBatch, Metrics]:
-        logp, _ = logps(params, batch)
+    def weighted(trained, frozen, batch: PPOBatch) -> tuple[PPOBatch, Metrics]:
+        logp, _ = logps(trained, frozen, batch)
         weights = sampler_weights(logp, batch.logp, batch.completion_mask, sampler_cap)
         mean = masked_mean(weights, batch.completion_mask)
         batch = dataclasses.replace(batch, logp=logp, advantages=weights * batch.advantages)
         return batch, {"policy/sampler_weight": mean}
 
-    def policy_loss(params, batch: PPOBatch):
-        logp, entropy = logps(params, batch)
+    def policy_loss(trained, frozen, batch: PPOBatch):
+        logp, entropy = logps(trained, frozen, batch)
         loss, metrics = ppo_policy_loss(
             logp,
             batch.logp,
@@ -229,24 +233,32 @@ def make_update(
         entropy = masked_mean(jax.lax.stop_gradient(entropy), batch.completion_mask)
         return loss, metrics | {"policy/loss": loss, "policy/entropy": entropy}
 
-    def minibatch_step(states, batch: PPOBatch):
+    policy_grad = jax.grad(policy_loss, has_aux=True)
+
+    def minibatch_step(states, frozen, batch: PPOBatch):
         policy_state, critic_state = states
         batch = jax.lax.with_sharding_constraint(batch, rows)
-        grads, policy_metrics = jax.grad(policy_loss, has_aux=True)(policy_state.params, batch)
+        grads, policy_metrics = policy_grad(policy_state.params, frozen[0], batch)
         policy_state, policy_norm = apply_gradients(policy_state, grads, policy_tx)
         metrics = policy_metrics | {"policy/grad_norm": policy_norm}
         if critic_state is not None:
-            critic_state, value_metrics = _critic_step(critic_state, batch, value_loss, critic_tx)
+            critic_state, value_metrics = _critic_step(
+                critic_state, frozen[1], batch, value_loss, critic_tx
+            )
             metrics |= value_metrics
         return (policy_state, critic_state), metrics
 
-    def update(policy_state: TrainState, critic_state: TrainState | None, batch: PPOBatch, key):
+    def update(
+        policy_state: TrainState, critic_state: TrainState | None, frozen, batch: PPOBatch, key
+    ):
         weights: Metrics = {}
         if sampler_cap:
-            batch, weights = weighted(policy_state.params, batch)
+            batch, weights = weighted(policy_state.params, frozen[0], batch)
         order = _minibatch_rows(key, batch.tokens.shape[0], epochs, minibatches)
         (policy_state, critic_state), metrics = jax.lax.scan(
-            lambda states, index: minibatch_step(states, jax.tree.map(lambda x: x[index], batch)),
+            lambda states, index: minibatch_step(
+                states, frozen, jax.tree.map(lambda x: x[index], batch)
+            ),
             (policy_state, critic_state),
             order,
         )
@@ -254,7 +266,7 @@ def make_update(
 
     return jax.jit(
         update,
-        in_shardings=(policy_shardings, critic_shardings, rows, replicated(mesh)),
+        in_shardings=(policy_shardings, critic_shardings, None, rows, replicated(mesh)),
         out_shardings=(policy_shardings, critic_shardings, replicated(mesh)),
         donate_argnums=(0, 1),
     )
@@ -269,8 +281,8 @@ def make_critic_update(
     prompt_tokens: int,
     epochs: int,
     minibatches: int,
-) -> Callable[[TrainState, PPOBatch, jax.Array], tuple[TrainState, Metrics]]:
-    """A jitted `(critic, batch, key) -> (critic, metrics)` that donates the critic.
+) -> Callable[[TrainState, Any, PPOBatch, jax.Array], tuple[TrainState, Metrics]]:
+    """A jitted `(critic, frozen, batch, key) -> (critic, metrics)` that donates the critic.
 
     What `make_update` does to the critic, without a clip and without the policy: with returns of
     lambda 1 under a fixed policy it brings a critic to what that policy earns before PPO begins.
@@ -280,14 +292,16 @@ def make_critic_update(
     rows = batch_sharding(mesh)
     value_loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=math.inf)
 
-    def minibatch_step(critic_state: TrainState, batch: PPOBatch):
+    def minibatch_step(critic_state: TrainState, frozen, batch: PPOBatch):
         batch = jax.lax.with_sharding_constraint(batch, rows)
-        return _critic_step(critic_state, batch, value_loss, critic_tx)
+        return _critic_step(critic_state, frozen, batch, value_loss, critic_tx)
 
-    def update(critic_state: TrainState, batch: PPOBatch, key):
+    def update(critic_state: TrainState, frozen, batch: PPOBatch, key):
         order = _minibatch_rows(key, batch.tokens.shape[0], epochs, minibatches)
         critic_state, metrics = jax.lax.scan(
-            lambda state, index: minibatch_step(state, jax.tree.map(lambda x: x[index], batch)),
+            lambda state, index: minibatch_step(
+                state, frozen, jax.tree.map(lambda x: x[index], batch)
+            ),
             critic_state,
             order,
         )
@@ -295,16 +309,20 @@ def make_critic_update(
 
     return jax.jit(
         update,
-        in_shardings=(critic_shardings, rows, replicated(mesh)),
+        in_shardings=(critic_shardings, None, rows, replicated(mesh)),
         out_shardings=(critic_shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
 
 def _value_loss(scalar: ScalarModel, *, prompt_tokens: int, value_clip: float):
-    def value_loss(params, batch: PPOBatch):
+    def value_loss(trained, frozen, batch: PPOBatch):
         values = state_values(
-            scalar, params, batch.tokens, batch.valid, prompt_tokens=prompt_tokens
+            scalar,
+            join(trained, frozen),
+            batch.tokens,
+            batch.valid,
+            prompt_tokens=prompt_tokens,
         )
         loss, metrics = ppo_value_loss(
             values, batch.values, batch.returns, batch.completion_mask, value_clip=value_clip
@@ -314,8 +332,10 @@ def _value_loss(scalar: ScalarModel, *, prompt_tokens: int, value_clip: float):
     return value_loss
 
 
-def _critic_step(state: TrainState, batch: PPOBatch, value_loss, tx: optax.GradientTransformation):
-    grads, metrics = jax.grad(value_loss, has_aux=True)(state.params, batch)
+def _critic_step(
+    state: TrainState, frozen, batch: PPOBatch, value_loss, tx: optax.GradientTransformation
+):
+    grads, metrics = jax.grad(value_loss, has_aux=True)(state.params, frozen, batch)
     state, norm = apply_gradients(state, grads, tx)
     return state, metrics | {"value/grad_norm": norm}
 

@@ -8,35 +8,38 @@ import optax
 from jax.sharding import Mesh
 
 from prm_jax.model.heads import ScalarModel
+from prm_jax.model.lora import join
 from prm_jax.model.score import prefix_scores
 from prm_jax.rl.losses import prm_loss
 from prm_jax.sharding import batch_sharding, replicated
 from prm_jax.steps.state import apply_gradients
 from prm_jax.types import LabelBatch, TrainState
 
-PRMStep = Callable[[TrainState, LabelBatch], tuple[TrainState, dict[str, jax.Array]]]
+PRMStep = Callable[[TrainState, Any, LabelBatch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_prm_step(
     model: ScalarModel, tx: optax.GradientTransformation, mesh: Mesh, shardings: TrainState
 ) -> PRMStep:
-    """A jitted `(state, batch) -> (state, metrics)` that donates the state.
+    """A jitted `(state, frozen, batch) -> (state, metrics)` that donates the state.
+
+    `state.params` and `frozen` are the two halves of the parameters (model/lora.py).
 
     The loss is the mean over labelled prefixes of (R(x, y<=m) - l_m)^2 (paper, section 3.2).
     """
 
-    def loss(params, batch: LabelBatch):
-        scores = prefix_scores(model, params, batch.tokens, batch.valid)
+    def loss(trained, frozen, batch: LabelBatch):
+        scores = prefix_scores(model, join(trained, frozen), batch.tokens, batch.valid)
         return prm_loss(scores, batch.labels, batch.mask)
 
-    def step(state: TrainState, batch: LabelBatch):
-        value, grads = jax.value_and_grad(loss)(state.params, batch)
+    def step(state: TrainState, frozen, batch: LabelBatch):
+        value, grads = jax.value_and_grad(loss)(state.params, frozen, batch)
         state, grad_norm = apply_gradients(state, grads, tx)
         return state, {"prm/loss": value, "prm/grad_norm": grad_norm}
 
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, None, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

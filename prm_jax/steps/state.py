@@ -34,9 +34,12 @@ def adamw_cosine(
     )
 
 
-def adam(*, learning_rate: float, max_grad_norm: float) -> optax.GradientTransformation:
-    """Adam at a constant rate behind a global-norm clip."""
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
+def adam(
+    *, learning_rate: float, max_grad_norm: float, steps: int = 1, final_share: float = 1.0
+) -> optax.GradientTransformation:
+    """Adam behind a global-norm clip; its rate falls on a line to `final_share` of it in `steps`."""
+    schedule = optax.linear_schedule(learning_rate, final_share * learning_rate, steps)
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(schedule))
 
 
 def new_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -56,9 +59,11 @@ def state_shardings(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -
     )
 
 
-def scalar_params(scalar: ScalarModel, trunk: Any, mesh: Mesh, key: jax.Array) -> Any:
-    """Parameters of a critic or a PRM: a copy of `trunk` and a fresh head."""
-    return sharding.init_params(scalar, mesh, key) | {"trunk": jax.tree.map(jnp.copy, trunk)}
+def scalar_params(scalar: ScalarModel, trunk: Any, mesh: Mesh) -> Any:
+    """Parameters of a critic or a PRM: `trunk` itself, and a fresh head, which is 0 everywhere."""
+    like = sharding.abstract_params(scalar, mesh)["head"]
+    head = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), like)
+    return {"trunk": trunk, "head": head}
 
 
 def apply_gradients(

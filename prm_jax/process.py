@@ -1,0 +1,26 @@
+"""What must be set in a process before JAX starts in it."""
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+COMPILED = Path.home() / ".cache/prm_jax/compiled"
+
+
+def settle_process() -> None:
+    """Sets the compilation cache, and glibc's allocator.
+
+    Freed memory is kept rather than returned to the system, and all threads share one arena: the
+    gradient of the tiny model then takes a third less CPU time, which page faults took before.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # from malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(arena_max, 1)

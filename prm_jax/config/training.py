@@ -267,7 +267,7 @@ class EvaluateConfig(Section):
     samples: int = 10
     """Responses per problem."""
     temperature: float = 0.2
-    """Of sampling; the paper has 0.2."""
+    """Of sampling; the paper has 0.2; 0 is greedy."""
     top_p: float = 1.0
     """Nucleus sampling; 1 keeps all."""
     bootstrap: int = 2_000
@@ -276,6 +276,7 @@ class EvaluateConfig(Section):
     """Of the intervals."""
 
     def __post_init__(self):
-        self._positive("samples", "temperature", "bootstrap")
+        self._positive("samples", "bootstrap")
+        self._not_negative("temperature")
         self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._require("confidence", 0 < self.confidence < 1, "between 0 and 1")

@@ -73,7 +73,7 @@ def _responses(
             key = run.key(Stream.RESPOND, step)
             attempts = sampling.run(params, starts, key, journal, f"respond/{step}", progress)
             for (split, problem), row in zip(prompts, attempts, strict=True):
-                responses += [_response(run, problem, split, step, a) for a in row]
+                responses += [make_response(run, problem, split, step, a) for a in row]
     return responses, sampling.seconds
 
 
@@ -87,7 +87,10 @@ def _slice(problems: Sequence[Problem], number: int, n: int) -> list[Problem]:
     return [problems[(number * n + i) % len(problems)] for i in range(n)]
 
 
-def _response(run: Run, problem: Problem, split: Split, step: int, attempt: Attempt) -> Response:
+def make_response(
+    run: Run, problem: Problem, split: Split, step: int, attempt: Attempt
+) -> Response:
+    """A judged response with its steps, about which nothing is known yet."""
     lines = run.lines(attempt.ids)
     end_token, kinds = step_ends(lines)
     end_line = np.searchsorted(lines.end_token, end_token, side="right")

@@ -43,7 +43,7 @@ def assemble(
     mesh: Mesh,
     tokenizer: Tokenizer,
     problems: ProblemSets,
-    sandbox: Sandbox,
+    sandbox: Sandbox | None,
     log: MetricsLog,
 ) -> Run:
     """A Run of these parts."""
@@ -90,11 +90,12 @@ def without_long_prompts(run: Run) -> ProblemSets:
     limit = run.config.max_prompt_tokens
 
     def fitting(split: Sequence[Problem], name: str) -> list[Problem]:
-        kept = [problem for problem in split if len(run.prompt_ids(problem)) <= limit]
+        tokens = [len(run.prompt_ids(problem)) for problem in split]
+        kept = [problem for problem, n in zip(split, tokens, strict=True) if n <= limit]
         if not kept:
             raise ConfigError(
-                f"max_prompt_tokens = {limit} leaves none of the {len(split)} {name} problems: "
-                "raise it"
+                f"max_prompt_tokens = {limit} is not allowed: it leaves none of the {len(split)} "
+                f"{name} problems; all need --max-prompt-tokens {max(tokens)}"
             )
         if len(kept) < len(split):
             say(
@@ -131,15 +132,15 @@ def check_fit(run: Run) -> None:
         completion_tokens = max(completion_tokens, len(ids) + 1)
     if prompt_tokens > config.max_prompt_tokens:
         raise ConfigError(
-            f"max_prompt_tokens = {config.max_prompt_tokens} is not allowed: a held-out problem "
-            f"needs {prompt_tokens}; raise it"
+            f"max_prompt_tokens = {config.max_prompt_tokens} is not allowed: the held-out "
+            f"problems need --max-prompt-tokens {prompt_tokens}"
         )
     n = len(run.problems.train) + len(run.problems.validation) + len(held_out)
     if long_solutions > SOLUTIONS_CUT * n:
         raise ConfigError(
             f"max_completion_tokens = {config.max_completion_tokens} is not allowed: "
-            f"{long_solutions} of {n} reference solutions are longer; the longest needs "
-            f"{completion_tokens}"
+            f"{long_solutions} of {n} reference solutions are longer; all need "
+            f"--max-completion-tokens {completion_tokens}"
         )
     if long_solutions:
         say(

@@ -59,7 +59,7 @@ class Run:
     tokenizer: Tokenizer
     prompts: Prompts
     problems: ProblemSets
-    sandbox: Sandbox
+    sandbox: Sandbox | None  # none, where nothing is executed
     log: MetricsLog
     policy: PolicyModel
     scalar: ScalarModel  # critic and PRM
@@ -100,6 +100,7 @@ class Run:
 
     def judge(self, problem: Problem, program: str) -> Future[Verdict]:
         """Starts judging one program in the sandbox."""
+        assert self.sandbox is not None
         return self.sandbox.submit(program, problem.tests, problem.limits)
 
     def digest(self) -> str:

@@ -37,7 +37,7 @@ def adamw_cosine(
 def adam(
     *, learning_rate: float, max_grad_norm: float, steps: int = 1, final_share: float = 1.0
 ) -> optax.GradientTransformation:
-    """Adam behind a global-norm clip; its rate falls on a line to `final_share` of it in `steps`."""
+    """Adam behind a global-norm clip, at a rate that falls on a line to a `final_share` of it."""
     schedule = optax.linear_schedule(learning_rate, final_share * learning_rate, steps)
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(schedule))
 

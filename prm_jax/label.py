@@ -1,0 +1,169 @@
+"""Line labels by execution for anyone's programs, with any model to complete them.
+
+    python -m prm_jax.label --model runs/tiny --programs FILE.jsonl --problems chains
+    python -m prm_jax.label --model DIR --programs samples.jsonl --problems human_eval --k 20
+
+Each program is judged; in each that fails, the first line that no completion can save is searched
+(paper, section 3.1). docs/tools.md has the schemas. The same command again goes on where it
+stopped.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from prm_jax.config import ConfigError, LabelConfig
+from prm_jax.metrics import MetricsLog, Progress, say
+from prm_jax.process import settle_process
+from prm_jax.rl.labels import response_class
+from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
+from prm_jax.stages.attempts import Attempt, Memo
+from prm_jax.stages.chosen import ModelChoice, choose_config, open_policy, open_run, read_split
+from prm_jax.stages.journal import Journal
+from prm_jax.stages.label import make_response
+from prm_jax.stages.programs import Program, line_rows, read_programs
+from prm_jax.stages.run import Run, write_json_lines
+from prm_jax.stages.search import Response, search
+from prm_jax.types import Limits, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Labels the lines of programs: +1 while a completion of the lines so far passes, -1 after.
+
+    Comments have label 0, blank lines none. `passes` of `samples` completions passed at the
+    prefixes that were probed.
+    """
+
+    choice: Annotated[ModelChoice, tyro.conf.arg(name="")]
+    programs: Path
+    """Programs, one JSON object a line (docs/tools.md)."""
+    problems: str
+    """Where each program's task_id is looked up: chains (of the run), human_eval, NAME:PATH or a
+    file."""
+    k: int = 8
+    """K: completions per probed prefix; the paper has 20."""
+    wave: int = 4
+    """Completions sampled at a time: a prefix is settled by the first wave with a pass."""
+    temperature: float = 1.0
+    """Of the completions."""
+    search: Literal["binary", "dense"] = "binary"
+    """Probe by binary search (paper), or every prefix."""
+    out: Path = Path("runs/label")
+    """Gets labels.jsonl, and what a killed call goes on from."""
+    seed: int = 0
+    """Of the completions."""
+    jobs: int = 0
+    """Programs at once; 0 takes the cores that this process may use."""
+    min_tier: Literal["T0", "T1", "T2", "T3", "T4"] = "T3"
+    """The weakest isolation that is accepted (docs/sandbox.md)."""
+    cpu_s: float = 2.0
+    """CPU seconds that a program may use, where its problem does not say."""
+    memory_mib: int = 256
+    """Memory that a program may use, in MiB, where its problem does not say."""
+
+
+def label(arguments: Arguments) -> list[dict[str, Any]]:
+    """Rows of labels.jsonl, in the order of the programs."""
+    settings = LabelConfig(
+        samples_per_prefix=arguments.k,
+        wave=min(arguments.wave, arguments.k),
+        temperature=arguments.temperature,
+        search=arguments.search,
+    )
+    config = dataclasses.replace(
+        choose_config(arguments.choice), seed=arguments.seed, label=settings
+    )
+    limits = Limits(cpu_s=arguments.cpu_s, memory_mib=arguments.memory_mib)
+    sets = read_split(arguments.choice, config, arguments.problems, "", arguments.out, limits)
+    problems = {p.task_id: p for split in sets.held_out.values() for p in split}
+    with contextlib.ExitStack() as stack:
+        sandbox = stack.enter_context(Sandbox(jobs=arguments.jobs, min_tier=arguments.min_tier))
+        log = stack.enter_context(MetricsLog(arguments.out))
+        run = open_run(arguments.choice, config, sets, sandbox, log)
+        programs = read_programs(arguments.programs, problems, run, tests=True)
+        stack.enter_context(jax.set_mesh(run.mesh))
+        params, name = open_policy(run, arguments.choice)
+        say(f"{name} completes the prefixes of {len(programs)} programs")
+        verdicts = judge(run, programs)
+        responses = [
+            make_response(run, program.problem, "train", 0, Attempt(program.ids, v.status, True, 0))
+            for program, v in zip(programs, verdicts, strict=True)
+        ]
+        # What decides the numbers is in the name: another call never reads this journal.
+        about = hashlib.sha256(f"{name} {run.digest()}".encode()).hexdigest()[:12]
+        with Journal(arguments.out / f"journal-{about}.jsonl") as journal:
+            failing = [response for response in responses if not response.passed]
+            cost = search(run, Memo(), journal, params, 0, failing)
+    rows = [
+        label_row(run, program, response, verdict)
+        for program, response, verdict in zip(programs, responses, verdicts, strict=True)
+    ]
+    write_json_lines(arguments.out / "labels.jsonl", rows)
+    classes = Counter(row["class"] for row in rows)
+    say(
+        f"{', '.join(f'{n} {name}' for name, n in sorted(classes.items()))}; {cost.probes} probes, "
+        f"{cost.completions} completions, {cost.executions} executions"
+    )
+    return rows
+
+
+def judge(run: Run, programs: Sequence[Program]) -> list[Verdict]:
+    """The verdict on each program as it is."""
+    futures = [run.judge(p.problem, run.program(p.problem, p.ids)) for p in programs]
+    verdicts = []
+    with Progress(len(futures), "label: programs as they are", "programs") as progress:
+        for future in futures:
+            verdicts.append(future.result())
+            progress.update(1)
+    return verdicts
+
+
+def label_row(run: Run, program: Program, response: Response, verdict: Verdict) -> dict[str, Any]:
+    """A line of labels.jsonl."""
+    found = response.labels(neutral_comments=run.config.label.neutral_comments)
+    steps = [
+        {"label": label, "passes": passes, "samples": samples}
+        for label, passes, samples in zip(found.labels, found.passes, found.samples, strict=True)
+    ]
+    lines = line_rows(run.lines(program.ids), "step", steps)
+    nothing = {"label": None, "passes": None, "samples": None}
+    return {
+        "id": program.id,
+        "task_id": program.problem.task_id,
+        "status": verdict.status,
+        "passed": verdict.passed,
+        "class": response_class(response.passed, response.m_star).name.lower(),
+        "first_error": None if response.passed else response.m_star,
+        "lines": [row | (row.pop("step") or nothing) for row in lines],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settle_process()
+    arguments = tyro.cli(Arguments, args=argv, prog="python -m prm_jax.label")
+    try:
+        label(arguments)
+    except (ConfigError, SandboxRefused) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SandboxError as error:
+        print(f"error: {error}\nrun the same command again to go on", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last batch", file=sys.stderr)
+        return 130
+    say(f"labels: {arguments.out / 'labels.jsonl'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -44,6 +44,7 @@ SIDEWAYS = {
     "tokenizer_files": {"pretrained"},  # reads the tokenizer in a GGUF file
     "pretrained": {"model", "sharding"},
     "train": {"report"},
+    "score": {"report"},
 }
 FORBIDDEN_IN_RL = {"flax", "optax", "orbax", "os", "subprocess", "logging"}
 ONLY_IN = {

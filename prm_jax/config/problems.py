@@ -56,11 +56,15 @@ class ProblemsConfig(Section):
     (docs/problems.md). Its training problems serve SFT, RL and the labels."""
     validation: int = 64
     """Training problems that are kept to judge the PRM, where the set has no validation split."""
+    train_prompt_tokens: int = 0
+    """Training and validation problems with longer prompts are left out, since every rollout is as
+    wide as the longest prompt; 0 keeps all up to max_prompt_tokens."""
     chains: ChainsConfig = ChainsConfig()
 
     def __post_init__(self):
         self._require("name", self.name.strip() != "", "the name or the file of a problem set")
         self._positive("validation")
+        self._not_negative("train_prompt_tokens")
 
 
 @dataclasses.dataclass(frozen=True)

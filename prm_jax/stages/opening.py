@@ -87,20 +87,24 @@ def with_architecture(config: Config) -> Config:
 
 def without_long_prompts(run: Run) -> ProblemSets:
     """The problems without those training problems whose prompts do not fit, and says how many."""
-    limit = run.config.max_prompt_tokens
+    limits = {
+        "max_prompt_tokens": run.config.max_prompt_tokens,
+        "problems.train_prompt_tokens": run.config.problems.train_prompt_tokens,
+    }
+    field, limit = min((item for item in limits.items() if item[1]), key=lambda item: item[1])
 
     def fitting(split: Sequence[Problem], name: str) -> list[Problem]:
         tokens = [len(run.prompt_ids(problem)) for problem in split]
         kept = [problem for problem, n in zip(split, tokens, strict=True) if n <= limit]
         if not kept:
             raise ConfigError(
-                f"max_prompt_tokens = {limit} is not allowed: it leaves none of the {len(split)} "
-                f"{name} problems; all need --max-prompt-tokens {max(tokens)}"
+                f"{field} = {limit} is not allowed: it leaves none of the {len(split)} "
+                f"{name} problems; all need {max(tokens)}"
             )
         if len(kept) < len(split):
             say(
                 f"left out: {len(split) - len(kept)} of {len(split)} {name} problems, whose "
-                f"prompts are longer than max_prompt_tokens = {limit}"
+                f"prompts are longer than {field} = {limit}"
             )
         return kept
 

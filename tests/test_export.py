@@ -18,7 +18,7 @@ from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import Config, MeshConfig, ModelConfig, RopeConfig, TokenizerConfig, to_json
 from prm_jax.export import main
 from prm_jax.model.heads import PolicyModel, ScalarModel
-from prm_jax.model.lora import merge_lora
+from prm_jax.model.lora import join, merge_lora, split_trainable
 from prm_jax.pretrained import (
     PretrainedError,
     load_params,
@@ -356,3 +356,28 @@ def test_a_tokenizer_from_elsewhere_goes_with_the_export(tmp_path, run, tokenize
     assert main(["--run", str(workdir), "--out", str(tmp_path / "out")]) == 0
     names = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert names["eos_token"] == "x"
+
+
+def test_a_run_of_adapters_leaves_as_its_open_model_with_them_folded_in(tmp_path, tokenizer):
+    text = Tokenizer.load(tokenizer)
+    settings = CONFIGS["qwen3, tied"] | {"vocab_size": text.vocab_size}
+    base = tiny_checkpoints.write(tmp_path / "base", settings)
+    (base / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    lora = read_model_config(base, lora_rank=2)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(to_json(Config(model=lora)))
+    policy = PolicyModel(lora, text.vocab_size, text.pad_id)
+    scalar = ScalarModel(lora, text.vocab_size)
+    for kind, model in (("rl/policy", policy), ("prm/model", scalar)):
+        trained, _ = split_trainable(random_params(model))
+        with Checkpoints(workdir / kind) as checkpoints:
+            checkpoints.save(1, trained)
+        out = tmp_path / kind.replace("/", "-")
+        command = ["--run", str(workdir), "--out", str(out), "--checkpoint", kind]
+        assert main(command) == 0
+        plain = model.clone(config=read_model_config(out))
+        whole = load_params(base, policy, one_device())
+        expected = merge_lora(join(trained, {"trunk": whole["trunk"]}), lora)
+        assert_same(load_params(out, plain, one_device()), expected)
+        assert f"from the weights in `{base}`" in (out / "README.md").read_text()

@@ -171,7 +171,11 @@ def model_card(run: Path, config: Config, kind: str, step: int) -> str:
         "## How it was trained",
         "",
         f"By prm_jax, after arXiv 2410.17621, on the problems `{config.problems.name}`, from "
-        + (f"the weights in `{config.model.path}`" if config.model.path else "random weights")
+        + (
+            f"the weights `{Path(config.model.path).name}`"
+            if config.model.path
+            else "random weights"
+        )
         + f"; this is `{kind}` at step {step}. The stages that made it, their settings and what "
         "each reports:",
         "",

@@ -13,7 +13,7 @@ import tiny_checkpoints
 from safetensors.numpy import save_file
 from tiny_checkpoints import CONFIGS, VOCAB
 
-from prm_jax.config import MeshConfig, RopeConfig
+from prm_jax.config import ConfigError, MeshConfig, RopeConfig
 from prm_jax.model.attention import Cache
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.rope import rotary_angles, rotary_frequencies
@@ -280,6 +280,22 @@ def test_a_file_that_was_cut_off_is_named(tmp_path, keep):
 
 
 # ---------------------------------------------------------------------------- rotary positions
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scaling": "ntk"}, "model.rope.scaling = 'ntk'"),
+        ({"scaling": "yarn", "factor": 2.0}, "model.rope.original_positions = 0"),
+        ({"scaling": "linear", "factor": 0.5}, "model.rope.factor = 0.5"),
+        ({"high_freq_factor": 1.0}, "greater than model.rope.low_freq_factor = 1.0"),
+        ({"theta": 0.0}, "model.rope.theta = 0.0"),
+    ],
+)
+def test_positions_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(ConfigError) as error:
+        RopeConfig(**settings)
+    assert words in str(error.value)
 
 
 def test_llama_3_stretches_long_waves_only():

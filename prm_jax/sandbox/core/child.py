@@ -26,13 +26,13 @@ _PROGRAM_FILE = "<program>"
 _THREAD_STACK_BYTES, _MAX_THREAD_STACK_BYTES = 8 << 20, 64 << 20
 
 
-def load_job(fd: int) -> dict[str, Any]:
-    """The job from its memory file, which the broker wrote and sealed.
+def load_job(fd: int, size: int) -> dict[str, Any]:
+    """The job of this many bytes from its memory file, which the broker wrote and sealed.
 
     It is in Python's own format: the broker is an interpreter of the same version, and the code
     of the tests comes compiled.
     """
-    body = os.pread(fd, os.fstat(fd).st_size, 0)
+    body = os.pread(fd, size, 0)
     os.close(fd)
     return marshal.loads(body)
 

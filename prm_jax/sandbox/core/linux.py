@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import struct
+from collections.abc import Callable
 from typing import Any
 
 MACHINE = os.uname().machine
@@ -30,8 +31,9 @@ MNT_DETACH = 2
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8
+PR_SET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 3, 4, 8
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
+_SECCOMP_MODE_FILTER = 2
 
 CAP_SETGID, CAP_SETUID = 6, 7
 
@@ -88,45 +90,64 @@ def mount_setattr(path: str, attributes: int, recursive: bool) -> None:
     syscall("mount_setattr", _AT_FDCWD, os.fsencode(path), flags, attr, 32)
 
 
-class Prepared:
-    """A system call whose arguments are laid out, so that a forked child makes no objects for it.
+class Calls:
+    """C calls in a row, their arguments laid out, so that a forked child makes no objects for them.
 
-    Calling it raises OSError. The buffers are those of the arguments: who changes them changes
-    the call.
+    What the adding methods return is read when the calls are made.
     """
 
-    def __init__(self, what: str, function: Any, *arguments: Any):
-        self._what = what
-        self._call = functools.partial(function, *arguments)
+    def __init__(self) -> None:
+        self._calls: list[tuple[Callable[[], int], str]] = []
 
-    def __call__(self) -> None:
-        if self._call() < 0:
-            _check(-1, self._what)
+    def make(self) -> None:
+        """Make them all; raises OSError at the first that fails."""
+        for call, what in self._calls:
+            if call() < 0:
+                _check(-1, what)
 
+    def _add(self, what: str, function: Any, *arguments: Any) -> None:
+        self._calls.append((functools.partial(function, *arguments), what))
 
-def prepared_prctl(option: int, value: Any = 0) -> Prepared:
-    """`prctl` with this option and one argument, a number or a ctypes buffer."""
-    words = [ctypes.c_ulong(value) if isinstance(value, int) else value]
-    words += [ctypes.c_ulong(0)] * 3
-    return Prepared(f"prctl({option})", _libc.prctl, ctypes.c_int(option), *words)
+    def close(self, fd: int) -> None:
+        self._add("close", _libc.close, ctypes.c_int(fd))
+
+    def setrlimit(self, kind: int) -> "ctypes.Array[ctypes.c_ulong]":
+        """Returns the place of the soft and the hard limit."""
+        limits = (ctypes.c_ulong * 2)()
+        self._add(f"setrlimit({kind})", _libc.setrlimit, ctypes.c_int(kind), limits)
+        return limits
+
+    def change_user(self, uid: int) -> None:
+        """To a user and a group of this number, for good."""
+        number = ctypes.c_uint(uid)
+        self._add("setresgid", _libc.setresgid, number, number, number)
+        self._add("setresuid", _libc.setresuid, number, number, number)
+
+    def prctl(self, option: int, value: Any = 0, pointer: Any = None) -> None:
+        zero = ctypes.c_ulong(0)
+        third = zero if pointer is None else pointer
+        arguments = ctypes.c_int(option), ctypes.c_ulong(value), third, zero, zero
+        self._add(f"prctl({option})", _libc.prctl, *arguments)
+
+    def set_capabilities(self, *capabilities: int) -> None:
+        """Keep these capabilities (permitted and effective) and drop all others."""
+        low = sum(1 << c for c in capabilities)
+        header = ctypes.create_string_buffer(struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0), 8)
+        sets = ctypes.create_string_buffer(struct.pack("=6I", low, low, 0, 0, 0, 0), 24)
+        number = ctypes.c_long(_NUMBERS["capset"][_COLUMN])
+        self._add("capset", _libc.syscall, number, header, sets)
 
 
 def prctl(option: int, value: int = 0) -> None:
-    prepared_prctl(option, value)()
-
-
-def prepared_capabilities(*capabilities: int) -> Prepared:
-    """Keep these capabilities (permitted and effective) and drop all others."""
-    low = sum(1 << c for c in capabilities)
-    header = ctypes.create_string_buffer(struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0), 8)
-    sets = ctypes.create_string_buffer(struct.pack("=6I", low, low, 0, 0, 0, 0), 24)
-    number = ctypes.c_long(_NUMBERS["capset"][_COLUMN])
-    return Prepared("capset", _libc.syscall, number, header, sets)
+    calls = Calls()
+    calls.prctl(option, value)
+    calls.make()
 
 
 def set_capabilities(*capabilities: int) -> None:
-    """Keep these capabilities (permitted and effective) and drop all others; raises OSError."""
-    prepared_capabilities(*capabilities)()
+    calls = Calls()
+    calls.set_capabilities(*capabilities)
+    calls.make()
 
 
 def sethostname(name: bytes) -> None:
@@ -141,16 +162,8 @@ class SeccompFilter:
         self._code = ctypes.create_string_buffer(code, len(code))
         padded = struct.pack("=HxxxxxxQ", len(instructions), ctypes.addressof(self._code))
         self._program = ctypes.create_string_buffer(padded, len(padded))
-        filter_mode, zero = ctypes.c_ulong(2), ctypes.c_ulong(0)
-        self._install = Prepared(
-            "seccomp filter",
-            _libc.prctl,
-            ctypes.c_int(PR_SET_SECCOMP),
-            filter_mode,
-            self._program,
-            zero,
-            zero,
-        )
+        self._calls = Calls()
+        self._calls.prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._program)
         self._words = memoryview(self._code).cast("B").cast("I")
 
     def places(self, constant: int) -> list[int]:
@@ -164,4 +177,4 @@ class SeccompFilter:
 
     def install(self) -> None:
         """Filters stack and cannot be removed; needs no_new_privs. Raises OSError."""
-        self._install()
+        self._calls.make()

@@ -24,7 +24,7 @@ _MSG_CMSG_CLOEXEC = 0x40000000
 _WALL_FACTOR, _WALL_EXTRA_S = 10.0, 10.0
 _LEAST_CHECK_S, _MOST_CHECK_S = 0.01, 0.5
 _MIB = 1 << 20
-_MOST_MEMORY_BYTES = 1 << 60  # what a limit can say, with room for what is added to it
+_MOST_MEMORY_BYTES, _MOST_CPU_S = 1 << 60, 1e9  # what a limit can say, with room for additions
 _ZYGOTE_SHARE_BYTES = 192 * _MIB  # of a cgroup's limit: the zygote and what a child shares with it
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
@@ -215,15 +215,17 @@ class Zygote:
         spec = run.spec
         self.run = run
         self.jobs += 1
-        fds = [_memory_file(marshal.dumps(spec.job))]
+        job = marshal.dumps(spec.job)
+        fds = [_memory_file(job)]
         if spec.mode == "stdio":
             run.stdout_fd, theirs = _pipe()
             fds += [_memory_file(spec.stdin), theirs]
         run.report_fd, theirs = _pipe()
         request = REQUEST.pack(
             MODES.index(spec.mode),
-            spec.limits.cpu_s,
+            min(spec.limits.cpu_s, _MOST_CPU_S),
             min(spec.limits.memory_bytes, _MOST_MEMORY_BYTES),
+            len(job),
         )
         fds += [*more_fds, theirs]
         run.started = time.monotonic()

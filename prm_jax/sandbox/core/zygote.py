@@ -14,7 +14,6 @@ import os
 import random
 import resource
 import select
-import signal
 import socket
 import struct
 import sys
@@ -31,6 +30,7 @@ from prm_jax.sandbox.core import (
     seccomp,
     tester,
 )
+from prm_jax.sandbox.core.entrance import Entrance
 from prm_jax.sandbox.core.paths import Paths
 
 # what programs of this kind import, loaded once instead of by every program
@@ -42,15 +42,12 @@ _PRELOADED = (
 ).split()
 
 MODES = ("calls", "stdio", "candidate", "tester")  # of children
-REQUEST = struct.Struct("<BdQ")  # place of the mode, CPU seconds, bytes of memory
+REQUEST = struct.Struct("<BdQQ")  # place of the mode, CPU seconds, bytes of memory, of the job
 ENDED = struct.Struct("<iddQ")  # wait status, user seconds, system seconds, peak bytes
-NO_MEMORY = 71  # exit status of a child whose limit is too low to begin
+_NO_ENTRY = 70  # exit status of a child that could not be set up
+NO_MEMORY = 71  # of one whose limit is too low to begin
 _NOWHERE = "/proc"  # where programs start that have no root of their own: nothing can be made there
 _SHORT_MS = 25  # a child that ends within this is not announced
-_MIB = 1 << 20
-_SLACK_AS = 256 * _MIB  # maps that hold no data: shared libraries, guard pages
-_SLACK_REPORT = 16 * _MIB
-_MAX_THREADS = 64
 _LIMITS = (  # the same for every program; children inherit them
     (resource.RLIMIT_CORE, 0),
     (resource.RLIMIT_FSIZE, 0),
@@ -116,10 +113,12 @@ def _rehearse() -> None:
     )
     codes = [compile(text, "<test>", "eval") for text in ("f(9)", "g")]
     job = {"program": program, "setup": None, "expressions": codes, "output_bytes": 1 << 16}
-    null = os.open(os.devnull, os.O_WRONLY)
+    null, file, data = os.open(os.devnull, os.O_WRONLY), os.memfd_create("job"), marshal.dumps(job)
+    os.write(file, data)
     for _ in range(20):  # until the interpreter has specialised the code
-        child.run_calls(marshal.loads(marshal.dumps(job)), null)
+        child.run_calls(child.load_job(os.dup(file), len(data)), null)
     os.close(null)
+    os.close(file)
     del sys.modules["program"]
 
 
@@ -198,83 +197,40 @@ def _set_ids(uid: int) -> None:
 def _serve(
     control: socket.SocketType, layers: set[str], config: dict[str, Any], baseline: tuple[int, int]
 ) -> None:
-    enter = _Entrance(control, layers, config, baseline)
+    entrance = Entrance(
+        control.fileno(), layers, config["uid"] + 1 if "second_uid" in layers else 0, baseline
+    )
     while True:
         message, passed, _, _ = control.recvmsg(REQUEST.size, _FDS_BYTES)
         if not message:
             os._exit(0)
+        mode, cpu_s, memory_bytes, size = REQUEST.unpack(message)
+        entrance.set_limits(cpu_s, memory_bytes)
         fds = memoryview(passed[0][2]).cast("i").tolist()
         pid = os.fork()
         if pid == 0:
             try:
-                status = enter.run(message, fds)
+                status = _run_child(mode, size, fds) if entrance.enter() else _NO_ENTRY
             except MemoryError:
                 status = NO_MEMORY
             except BaseException:
-                status = 70
+                status = _NO_ENTRY
             os._exit(status)
         for fd in fds:
             os.close(fd)
         _wait(control, pid)
 
 
-class _Entrance:
-    """What a child does before its program runs, prepared: it makes few objects and calls.
-
-    All that a child writes to, counts of references included, is a page to copy: most of its time.
-    """
-
-    def __init__(
-        self,
-        control: socket.SocketType,
-        layers: set[str],
-        config: dict[str, Any],
-        baseline: tuple[int, int],
-    ):
-        self._control = control.fileno()
-        self._data, self._space = baseline[0], baseline[1] + _SLACK_AS
-        self._uid = config["uid"] + 1 if "second_uid" in layers else 0
-        self._drop_capabilities = linux.prepared_capabilities()
-        self._not_dumpable = linux.prepared_prctl(linux.PR_SET_DUMPABLE, 0)
-        # needed where no namespace ends with the zygote
-        self._zygote = 0 if "namespaces" in layers else os.getpid()
-        self._limit_processes = bool(layers & {"user", "second_uid"})
-        self._filter = seccomp.child_filter(seccomp.ANY_PID) if "seccomp" in layers else None
-        self._places = self._filter.places(seccomp.ANY_PID) if self._filter else []
-
-    def run(self, message: bytes, fds: list[int]) -> int:
-        """Put on what is left of the jail and run the job; returns the exit status."""
-        os.close(self._control)
-        mode, cpu_s, memory = REQUEST.unpack(message)
-        set_limit = resource.setrlimit
-        data, space = self._data + memory, self._space + memory
-        set_limit(resource.RLIMIT_DATA, (data, data + _SLACK_REPORT))
-        set_limit(resource.RLIMIT_AS, (space, space + _SLACK_REPORT))
-        seconds = int(cpu_s) + 2  # the broker is exact; this holds if it is gone
-        set_limit(resource.RLIMIT_CPU, (seconds, seconds))
-        if self._limit_processes:
-            set_limit(resource.RLIMIT_NPROC, (_MAX_THREADS, _MAX_THREADS))
-        if self._uid:
-            os.setresgid(self._uid, self._uid, self._uid)
-            os.setresuid(self._uid, self._uid, self._uid)
-            self._drop_capabilities()
-            self._not_dumpable()
-        if self._zygote:  # after the change of user, which would clear it
-            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != self._zygote:
-                return 70
-        if self._filter:
-            self._filter.put(self._places, os.getpid())
-            self._filter.install()
-        job = child.load_job(fds.pop(0))
-        gc.enable()
-        if MODES[mode] == "stdio":
-            for standard in (0, 1):
-                fd = fds.pop(0)
-                os.dup2(fd, standard)
-                os.close(fd)
-        os.write(fds[-1], _READY)  # from here on, what goes wrong is the program's doing
-        return _RUN[mode](job, *fds)
+def _run_child(mode: int, size: int, fds: list[int]) -> int:
+    job = child.load_job(fds.pop(0), size)
+    gc.enable()
+    if MODES[mode] == "stdio":
+        for standard in (0, 1):
+            fd = fds.pop(0)
+            os.dup2(fd, standard)
+            os.close(fd)
+    os.write(fds[-1], _READY)  # from here on, what goes wrong is the program's doing
+    return _RUN[mode](job, *fds)
 
 
 def _wait(control: socket.SocketType, pid: int) -> None:

@@ -211,6 +211,9 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
                     policies.wait()  # a resume from this state does not save them again
                     states.save(done, (policy, critic))
         run.log.flush()
+    if critic is not None:
+        with Checkpoints(run.workdir / stage / "critic") as critics:
+            critics.save(config.steps, critic.params)
     # One rollout recalibrates the PRM; those of the critic's warm-up train nothing else.
     generated = (config.steps + from_prm + config.critic_warmup_steps) * config.rollouts
     run.finish(stage, {"steps": config.steps, "programs_generated": generated})

@@ -78,6 +78,7 @@ def main() -> None:
 def _prepare(control: socket.SocketType, config: dict[str, Any]) -> Callable[[], None]:
     """Import, enter the jail, forget the sandbox's own modules; returns the loop to run."""
     layers = set(config["layers"])
+    os.environ.pop("LD_BIND_NOW", None)  # it has done its work when this process was started
     for name in _PRELOADED:
         importlib.import_module(name)
     _preload_packages(config["packages"])

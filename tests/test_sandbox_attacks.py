@@ -21,10 +21,10 @@ ESCAPES = [a["id"] for a in attacks() if a["category"] == "escape"]
 # The rest is the same on every tier: the protocol and the limits.
 ISOLATION = ESCAPES + ["ctl_correct", "ctl_wrong", "ctl_thread", "res_daemon", "res_disk"]
 
-_AS_NOBODY = """
+_WITHIN_REACH = """
 import os, sys
 from prm_jax.sandbox.core import linux
-hidden, needed, command = {hidden!r}, {needed!r}, {command!r}
+hidden, needed, command, user = {hidden!r}, {needed!r}, {command!r}, {user!r}
 linux.unshare(linux.CLONE_NEWNS)
 linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
 for folder in hidden:
@@ -35,8 +35,8 @@ for folder in hidden:
         linux.mount(f"/proc/self/fd/{{fd}}", path, None, linux.MS_BIND | linux.MS_REC)
         os.close(fd)
 os.setgroups([])
-os.setresgid({nobody}, {nobody}, {nobody})
-os.setresuid({nobody}, {nobody}, {nobody})
+os.setresgid(user, user, user)
+os.setresuid(user, user, user)
 os.chdir("/")
 os.execve(command[0], command, os.environ)
 """
@@ -48,8 +48,8 @@ def closed_folders(path: str) -> list[str]:
     return [str(p) for p in parents if not p.stat().st_mode & stat.S_IXOTH][:1]
 
 
-def command_as_nobody(arguments: list[str]) -> list[str]:
-    """A command that runs Python as an ordinary user, who may be unable to reach this one.
+def command_within_reach(arguments: list[str], user: int) -> list[str]:
+    """A command that runs Python as this user, where ordinary users can reach this Python.
 
     Where it is in a closed folder (as in root's home), the folder is covered, for that process
     alone, by one that holds what is needed of it.
@@ -60,15 +60,15 @@ def command_as_nobody(arguments: list[str]) -> list[str]:
     needed = [os.path.realpath(p) for p in needed]
     hidden = sorted({folder for path in needed for folder in closed_folders(path)})
     command = [base_interpreter(), *arguments]
-    code = _AS_NOBODY.format(hidden=hidden, needed=needed, command=command, nobody=NOBODY)
+    code = _WITHIN_REACH.format(hidden=hidden, needed=needed, command=command, user=user)
     return [sys.executable, "-c", code]
 
 
 def judge(user: str, without: tuple[str, ...], ids: list[str] | None = None) -> dict[str, Any]:
     arguments = [str(SCRIPT), json.dumps({"without": without, "ids": ids})]
     command = [sys.executable, *arguments]
-    if user == "nobody":
-        command = command_as_nobody(arguments)
+    if user != "this user":
+        command = command_within_reach(arguments, {"nobody": NOBODY, "root": 0}[user])
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     with open(SCRIPT) as turn:  # one at a time: they share a port and look at the same folders
         fcntl.flock(turn, fcntl.LOCK_EX)
@@ -100,6 +100,7 @@ if IS_ROOT:
         ("this user", ("cgroup",), {"T1"}),
         ("this user", ("namespaces", "second_uid"), {"T3"}),
         ("nobody", ("namespaces",), {"T3"}),
+        ("root", ("namespaces",), {"T2"}),
     ]
 
 

@@ -106,6 +106,13 @@ class Prompts:
         fence = "`" * max(3, longest + 1)
         return f"{fence}python\n{program}{fence}"
 
+    def keeps_solution(self, problem: Problem) -> bool:
+        """Whether the code that is found in `solution` is all of it, and no stop string cuts it."""
+        whole = problem.solution
+        if self._chat is not None:
+            whole = _ended(problem.program(problem.solution))
+        return self.code(self.solution(problem).encode()) == whole
+
     def code_span(self, response: bytes) -> tuple[int, int]:
         """Start and stop of the code in a response's bytes; start = stop if it has none.
 

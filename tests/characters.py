@@ -54,6 +54,9 @@ class Completions:
     def solution(self, problem: Problem) -> str:
         return problem.solution
 
+    def keeps_solution(self, problem: Problem) -> bool:
+        return True
+
     def code_span(self, response: bytes) -> tuple[int, int]:
         return 0, len(response)
 

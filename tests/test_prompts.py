@@ -359,3 +359,19 @@ def test_solutions_by_hand(by_style):
     fenced = Problem("p", "", CallTests(()), solution="s = '''\n```\n'''\n", instruction="?")
     assert by_style["chat"].solution(fenced) == "````python\ns = '''\n```\n'''\n````"
     assert by_style["chat"].code(by_style["chat"].solution(fenced).encode()) == fenced.solution
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_solution_that_its_style_cuts_is_known(by_style, style):
+    prompts = by_style[style]
+    assert prompts.keeps_solution(HUMAN_EVAL)
+    assert prompts.keeps_solution(MBPP) == (style != "completion")  # "\ndef" stops its first line
+    two = Problem(
+        "M/2", "", CallTests(()), instruction="Write h.",
+        solution="def g(x):\n    return x\ndef h(x):\n    return g(x)\n",
+    )  # fmt: skip
+    assert prompts.keeps_solution(two) == (style != "completion")
+    fence = Problem(
+        "M/3", "", CallTests(()), instruction="Write s.", solution='s = """\n```\n"""\n'
+    )
+    assert prompts.keeps_solution(fence) == (style != "chat_fence")

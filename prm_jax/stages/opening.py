@@ -120,6 +120,7 @@ def check_fit(run: Run) -> None:
     config, shards = run.config, batch_shards(run.mesh)
     held_out = [problem for problems in run.problems.held_out.values() for problem in problems]
     long_solutions, prompt_tokens, completion_tokens = 0, 0, 0
+    cut: list[str] = []
     for problem in [*run.problems.train, *run.problems.validation, *held_out]:
         prompt_tokens = max(prompt_tokens, len(run.prompt_ids(problem)))
         if not problem.solution:
@@ -132,6 +133,8 @@ def check_fit(run: Run) -> None:
                 f"{problem.task_id}: {solution!r} becomes {run.tokenizer.decode(ids)!r}; "
                 "choose a tokenizer that keeps every byte"
             )
+        if not run.prompts.keeps_solution(problem):
+            cut.append(problem.task_id)
         long_solutions += len(ids) + 1 > config.max_completion_tokens
         completion_tokens = max(completion_tokens, len(ids) + 1)
     if prompt_tokens > config.max_prompt_tokens:
@@ -145,6 +148,11 @@ def check_fit(run: Run) -> None:
             f"max_completion_tokens = {config.max_completion_tokens} is not allowed: "
             f"{long_solutions} of {n} reference solutions are longer; all need "
             f"--max-completion-tokens {completion_tokens}"
+        )
+    if cut:
+        say(
+            f"{len(cut)} of {n} reference solutions are cut by a stop string of {run.prompts.stops}"
+            f", {cut[0]} the first"
         )
     if long_solutions:
         say(

@@ -62,7 +62,8 @@ def _encode(run: Run) -> tuple[list[list[int]], np.ndarray]:
     """Token rows of prompt, solution and EOS, and the length of each prompt.
 
     Prompt and solution are encoded apart, as they are when the policy samples. Pairs that do not
-    fit the grid are left out: a solution that is cut off would teach to go on for ever.
+    fit the grid are left out: a solution that is cut off would teach to go on for ever. So are those
+    that a stop string cuts, which can't be said in this style.
     """
     tokenizer, config = run.tokenizer, run.config
     rows, prompt_lengths = [], []
@@ -74,6 +75,7 @@ def _encode(run: Run) -> tuple[list[list[int]], np.ndarray]:
         if (
             len(prompt_ids) <= config.max_prompt_tokens
             and len(solution_ids) <= config.max_completion_tokens
+            and run.prompts.keeps_solution(problem)
         ):
             rows.append(prompt_ids + solution_ids)
             prompt_lengths.append(len(prompt_ids))

@@ -35,7 +35,7 @@ def get_config() -> Config:
         ppo=PPOConfig(
             steps=6,
             rollouts=16,
-            minibatches=1,
+            minibatches=4,
             learning_rate=3e-4,
             critic_learning_rate=3e-4,
             checkpoint_every=2,

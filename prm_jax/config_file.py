@@ -14,22 +14,34 @@ from prm_jax.config import Config, ConfigError
 
 def load_config(path: Path) -> Config:
     """Runs a config file and returns its `get_config()`; raises ConfigError if it has none."""
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"--config = {str(path)!r} is not a file{hint}")
-    if path.suffix != ".py":
-        raise ConfigError(f"--config = {str(path)!r} must be a .py file that defines get_config()")
-    spec = importlib.util.spec_from_file_location(f"prm_jax_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config = {str(path)!r} must define get_config() -> Config")
-    config = module.get_config()
+    config = run_file(path, "config", "get_config")
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a Config")
     return config
+
+
+def run_file(path: Path, option: str, function: str) -> Any:
+    """Runs a Python file and returns what its `function()` returns; `--option` named the file.
+
+    Raises ConfigError if there is no such file or function.
+    """
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"--{option} = {str(path)!r} is not a file{hint}")
+    if path.suffix != ".py":
+        raise ConfigError(
+            f"--{option} = {str(path)!r} must be a .py file that defines {function}()"
+        )
+    spec = importlib.util.spec_from_file_location(f"prm_jax_{option}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise ConfigError(
+            f"--{option} = {str(path)!r} must define {function}() -> {option.capitalize()}"
+        )
+    return getattr(module, function)()
 
 
 def read_config(path: Path) -> Config:

@@ -44,6 +44,7 @@ from prm_jax.stages.prm import prm
 from prm_jax.stages.rl import rl, rl_prm
 from prm_jax.stages.run import Run, deciding, write_atomically
 from prm_jax.stages.sft import sft
+from prm_jax.stages.truth import reads_prm
 
 STAGES = ("sft", "rl", "label", "prm", "rl_prm", "evaluate", "report")
 NEEDS = {
@@ -125,10 +126,17 @@ def parse_stages(text: str) -> list[str]:
     return [stage for stage in STAGES if stage in names]
 
 
-def check_order(stages: Sequence[str], workdir: Path) -> None:
+def needs(stage: str, config: Config) -> tuple[str, ...]:
+    """The stages that a stage builds upon under these settings."""
+    if stage == "rl_prm" and not reads_prm(config):
+        return ("sft",)
+    return NEEDS[stage]
+
+
+def check_order(stages: Sequence[str], workdir: Path, config: Config) -> None:
     """Raises ConfigError if a stage needs another that is neither finished nor asked for."""
     for stage in stages:
-        for needed in NEEDS[stage]:
+        for needed in needs(stage, config):
             if needed not in stages and not (workdir / needed / "done.json").exists():
                 raise ConfigError(
                     f"--stages: {stage!r} needs {needed!r}, which is not finished in {workdir}; "
@@ -198,7 +206,7 @@ def run_stages(arguments: Arguments) -> None:
     """Checks what can be checked, then runs the stages that are asked for and not finished."""
     config, workdir = with_architecture(arguments.config), arguments.workdir
     stages = parse_stages(arguments.stages)
-    check_order(stages, workdir)
+    check_order(stages, workdir, config)
     if stages == ["report"]:
         say(f"report: open {write_report(workdir)}")
         return

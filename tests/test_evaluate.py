@@ -92,7 +92,7 @@ def evaluated(monkeypatch, workdir, arms):
         tokenizer=SimpleNamespace(decode=lambda ids: "    return a"),
         prompts=None,
         problems=SimpleNamespace(
-            held_out={"test": problems[:3], "test_long": problems[3:]}, chains={}
+            held_out={"test": problems[:3], "test_long": problems[3:]}, asked={}
         ),
         sandbox=None,
         log=None,

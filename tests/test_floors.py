@@ -33,6 +33,7 @@ FLOORS = {
     "evaluate": 5,
     "label": 5,
     "score": 5,
+    "study": 5,
 }
 # The rooms of floor 2 know nothing of each other, except for these.
 SIDEWAYS = {
@@ -45,11 +46,12 @@ SIDEWAYS = {
     "pretrained": {"model", "sharding"},
     "train": {"report"},
     "score": {"report"},
+    "study": {"report", "train"},
 }
 FORBIDDEN_IN_RL = {"flax", "optax", "orbax", "os", "subprocess", "logging"}
 ONLY_IN = {
     "flax": {"model", "sharding"},
-    "subprocess": {"sandbox"},
+    "subprocess": {"sandbox", "study"},
     "tensorflow_datasets": {"problems"},
 }
 

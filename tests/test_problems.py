@@ -128,7 +128,7 @@ def test_solutions_pass_and_have_one_line_per_step(sets):
 def test_tests_catch_every_confusion_and_every_skipped_step(sets):
     mistakes = 0
     for problem in all_problems(sets):
-        chain = sets.chains[problem.task_id]
+        chain = sets.asked[problem.task_id]
         lines = problem.solution.split("\n")
         for k, (step, name) in enumerate(zip(chain.steps, chain.names, strict=True)):
             head = lines[k].removesuffix(step.expression(name))
@@ -179,7 +179,7 @@ def test_tests_are_six_calls_on_short_lists(sets):
 def test_splits_are_disjoint_by_program_and_by_test(sets):
     problems = all_problems(sets)
     assert len({p.task_id for p in problems}) == len(problems)
-    assert len({computed(sets.chains[p.task_id]) for p in problems}) == len(problems)
+    assert len({computed(sets.asked[p.task_id]) for p in problems}) == len(problems)
     assert len({a for p in problems for a in p.tests.asserts}) == 6 * len(problems)
 
 
@@ -233,7 +233,7 @@ def test_names_of_long_problems_occur_in_short_pairs():
 
 def test_difficulty_counts_hard_wordings(sets):
     for problem in all_problems(sets):
-        hard = sum(step.wording == "hard" for step in sets.chains[problem.task_id].steps)
+        hard = sum(step.wording == "hard" for step in sets.asked[problem.task_id].steps)
         assert problem.difficulty == f"{hard} hard"
 
 
@@ -319,7 +319,7 @@ def test_what_is_read_is_what_was_made(sets):
         assert [p.solution for p in read] == [p.chain.solution() for p in made[split]]
         assert [p.prompt for p in read] == [p.chain.prompt() for p in made[split]]
         assert [p.tests for p in read] == [p.tests for p in made[split]]
-        assert [sets.chains[p.task_id] for p in read] == [p.chain for p in made[split]]
+        assert [sets.asked[p.task_id] for p in read] == [p.chain for p in made[split]]
         assert all(p.limits == Limits(cpu_s=0.5) for p in read)
     pairs = generator.make_sft_pairs(SMALL, [p for split in made.values() for p in split])
     assert [(p.prompt, p.solution) for p in sets.sft] == [
@@ -346,7 +346,7 @@ def test_a_second_load_reads_the_same_and_prepares_nothing(sets, data_dir, monke
 
     monkeypatch.setattr(generator, "make_problems", refuse)
     again = load(SMALL, data_dir, Limits(cpu_s=0.5))
-    assert again.held_out["test"] == sets.held_out["test"] and again.chains == sets.chains
+    assert again.held_out["test"] == sets.held_out["test"] and again.asked == sets.asked
     assert list(again.sft) == list(sets.sft)
 
 

@@ -334,7 +334,7 @@ def test_labels_are_held_against_the_oracle_line_by_line():
         labelled(WRONG_2, ("]\n", 1), ("3\n", 1), ("$", 1), passed=True),
         labelled(RIGHT, ("]\n", -1), ("2\n", -1), ("$", -1)),
     ]
-    run = run_with(Config(), problems=SimpleNamespace(chains={"p": CHAIN}))
+    run = run_with(Config(), problems=SimpleNamespace(asked={"p": CHAIN}))
     found = evaluate_stage._oracle_agreement(run, responses)
     assert found["oracle_first_error_exact"] == pytest.approx(2 / 6)
     assert found["oracle_line_agreement"] == pytest.approx((2 + 1 + 1 + 1 + 2 + 2) / (5 * 2 + 3))
@@ -353,7 +353,7 @@ def test_scored_programs_carry_the_score_of_each_line_and_the_oracles_first_erro
         Config(),
         workdir=tmp_path,
         scalar=None,
-        problems=SimpleNamespace(chains={"p": CHAIN, "q": CHAIN}),
+        problems=SimpleNamespace(asked={"p": CHAIN, "q": CHAIN}),
         restore=lambda kind, model: kind,
     )
     wrong = "    # d\n\n" + WRONG_2

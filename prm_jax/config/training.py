@@ -145,6 +145,9 @@ class DenseConfig(Section):
 
     enabled: bool = True
     """DenseReward on or off."""
+    source: Literal["prm", "oracle"] = "prm"
+    """Who scores the lines: the PRM, or the exact oracle of the built-in problems. The oracle is a
+    ceiling for comparisons and no method: it knows the solution."""
     form: Literal["value", "progress", "min", "good_prefix"] = "value"
     """value: lam R / (lines), the paper's. progress: lam (R - R of the line before). min: lam R of
     the worst line, nearly. good_prefix: lam where the lines before the first error end."""
@@ -163,6 +166,7 @@ class DenseConfig(Section):
 
     def __post_init__(self):
         self._not_negative("lam_fail", "lam_pass")
+        self._one_of("source", "prm", "oracle")
         self._one_of("form", "value", "progress", "min", "good_prefix")
         self._require(
             "length_normalised",

@@ -29,7 +29,7 @@ class _Statement:
 def first_error(chain: Chain, completion: str) -> int | None:
     """The index of the first wrong line of a completion, None if it solves the problem.
 
-    `chain` is what the problem asks for (`ProblemSets.steps[task_id]`).
+    `chain` is what the problem asks for (`ProblemSets.asked[task_id]`).
 
     Lines are those that newline bytes end. A line is wrong if Python cannot read it, if the list
     that it computes is none of the chain's, or if it returns another than the last. A completion

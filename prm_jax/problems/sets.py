@@ -32,7 +32,7 @@ class ProblemSets:
     validation: Sequence[Problem]
     held_out: Mapping[str, Sequence[Problem]]  # the first set is the one that results quote
     stop_strings: tuple[str, ...] = ()  # that end a completion of these problems
-    chains: Mapping[str, Chain] = dataclasses.field(default_factory=dict)  # for the oracle, by task
+    asked: Mapping[str, Chain] = dataclasses.field(default_factory=dict)  # for the oracle, by task
 
 
 def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
@@ -89,20 +89,20 @@ def _chains(settings: ChainsConfig, data_dir: Path, limits: Limits) -> ProblemSe
         builder.download_and_prepare()
     sources: Any = builder.as_data_source()
     splits: dict[str, list[Problem]] = {}
-    chains: dict[str, Chain] = {}
+    asked: dict[str, Chain] = {}
     for split in ("train", "validation", "test", "test_long"):
         source = sources[split]
         splits[split] = []
         for example in source.__getitems__(range(len(source))):
             problem = _problem(example, limits)
             splits[split].append(problem)
-            chains[problem.task_id] = _chain(example)
+            asked[problem.task_id] = _chain(example)
     return ProblemSets(
         sft=_View(sources["sft"], lambda example: _problem(example, limits)),
         train=splits["train"],
         validation=splits["validation"],
         held_out={"test": splits["test"], "test_long": splits["test_long"]},
-        chains=chains,
+        asked=asked,
     )
 
 

@@ -72,7 +72,7 @@ def evaluate(run: Run) -> None:
         results["label_cost"] = labelled["cost"]
         train = [r for r in read_labels(run) if r.split == "train"]
         results["labels"] = labelled["classes"]
-        if run.problems.chains:
+        if run.problems.asked:
             results["labels"] |= _oracle_agreement(run, train)
     if (prm := run.done("prm")) is not None:
         results["prm"] = prm["quality"]
@@ -176,8 +176,8 @@ def _oracle_agreement(run: Run, train: list[LabelledResponse]) -> dict[str, floa
     for response in train:
         if response.passed:
             continue
-        chain = run.problems.chains[response.task_id]
-        error_line = first_error(chain, run.tokenizer.decode(response.ids))
+        asked = run.problems.asked[response.task_id]
+        error_line = first_error(asked, run.tokenizer.decode(response.ids))
         if error_line is None:
             continue
         labels = np.array(response.steps.labels)
@@ -244,8 +244,8 @@ def _write_scored(
 
 def _first_error(run: Run, problem: Problem, completion: str) -> int | None:
     """The oracle's first wrong line, for the problems that have an oracle."""
-    chain = run.problems.chains.get(problem.task_id)
-    return None if chain is None else first_error(chain, completion)
+    asked = run.problems.asked.get(problem.task_id)
+    return None if asked is None else first_error(asked, completion)
 
 
 def _spread(horizons: Sequence[int], wanted: int) -> list[int]:

@@ -19,6 +19,7 @@ from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import batch_shards
 from prm_jax.stages.rl import check_outcome
 from prm_jax.stages.run import Run
+from prm_jax.stages.truth import check_source
 from prm_jax.tokenizer import Tokenizer, TokenizerError
 from prm_jax.types import Problem
 
@@ -166,6 +167,7 @@ def check_fit(run: Run) -> None:
             f"at {positions.path} were made for {positions.max_positions} positions"
         )
     check_outcome(run)
+    check_source(run)
     for name, rows in (
         ("sft.batch_size", config.sft.batch_size),
         ("prm.batch_size", config.prm.batch_size),

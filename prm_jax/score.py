@@ -9,9 +9,10 @@ docs/tools.md has the schemas. Nothing is executed.
 import contextlib
 import dataclasses
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import tyro
@@ -20,39 +21,49 @@ from prm_jax.config import ConfigError
 from prm_jax.metrics import MetricsLog, say
 from prm_jax.process import settle_process
 from prm_jax.report import write_programs
-from prm_jax.rl.lines import step_ends
-from prm_jax.stages.chosen import ModelChoice, choose_config, open_run, open_scalar, read_split
+from prm_jax.rl.lines import Lines, step_ends
+from prm_jax.stages.chosen import (
+    ModelChoice,
+    choose_config,
+    find_scalar,
+    name_of,
+    open_run,
+    out_folder,
+    read_scalar,
+    read_split,
+)
 from prm_jax.stages.prm import THRESHOLD, step_scores
-from prm_jax.stages.programs import line_rows, read_programs
+from prm_jax.stages.programs import Program, line_rows, read_programs
 from prm_jax.stages.run import write_json_lines
-from prm_jax.types import Limits
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(ModelChoice):
     """Scores every line of programs with a PRM: near +1 it can still become right, near -1 not."""
 
-    choice: Annotated[ModelChoice, tyro.conf.arg(name="")]
     programs: Path
     """Programs, one JSON object a line (docs/tools.md)."""
     problems: str = ""
     """Where each program's task_id is looked up: chains (of the run), human_eval, NAME:PATH or a
     file. Empty: every line has its own prompt."""
-    out: Path = Path("runs/score")
-    """Gets scores.jsonl and scores.html."""
+    out: Path | None = None
+    """Gets scores.jsonl and scores.html; the default is runs/score/MODEL-PROGRAMS-DIGEST, the
+    digest over all of these settings."""
 
 
-def score(arguments: Arguments) -> list[dict[str, Any]]:
-    """Rows of scores.jsonl, in the order of the programs."""
-    config = choose_config(arguments.choice)
-    sets = read_split(arguments.choice, config, arguments.problems, "", arguments.out, Limits())
+def score(arguments: Arguments) -> tuple[list[dict[str, Any]], Path]:
+    """Rows of scores.jsonl, in the order of the programs, and its folder."""
+    config = choose_config(arguments)
+    out = out_folder(arguments.out, "score", arguments, str(arguments.programs), ())
+    sets = read_split(arguments, config, arguments.problems, "", out)
     problems = {p.task_id: p for split in sets.held_out.values() for p in split}
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(MetricsLog(arguments.out))
-        run = open_run(arguments.choice, config, sets, None, log)
+        log = stack.enter_context(MetricsLog(stack.enter_context(tempfile.TemporaryDirectory())))
+        run = open_run(arguments, config, sets, None, log)
         programs = read_programs(arguments.programs, problems, run, tests=False)
+        found = find_scalar(run, arguments)
         stack.enter_context(jax.set_mesh(run.mesh))
-        params, name = open_scalar(run, arguments.choice)
+        params, name = read_scalar(run, found), name_of(arguments, found)
         say(f"{name}: {len(programs)} programs")
         lines = [run.lines(program.ids) for program in programs]
         ends = [step_ends(line)[0] for line in lines]
@@ -62,23 +73,13 @@ def score(arguments: Arguments) -> list[dict[str, Any]]:
             [program.problem for program in programs],
             [(program.ids, end) for program, end in zip(programs, ends, strict=True)],
         )
-    rows = []
-    for program, line, found in zip(programs, lines, scores, strict=True):
-        values = [float(value) for value in found]
-        rows.append(
-            {
-                "id": program.id,
-                "task_id": program.problem.task_id,
-                "last": values[-1] if values else None,
-                "mean": sum(values) / len(values) if values else None,
-                "min": min(values, default=None),
-                "first_error": next((i for i, v in enumerate(values) if v < THRESHOLD), None),
-                "lines": line_rows(line, "score", values),
-            }
-        )
-    write_json_lines(arguments.out / "scores.jsonl", rows)
+    rows = [
+        score_row(program, line, [float(value) for value in values])
+        for program, line, values in zip(programs, lines, scores, strict=True)
+    ]
+    write_json_lines(out / "scores.jsonl", rows)
     write_programs(
-        arguments.out / "scores.html",
+        out / "scores.html",
         title=f"Scores of {name}",
         programs=[
             row | {"prompt": run.prompts.text(p.problem)}
@@ -86,18 +87,42 @@ def score(arguments: Arguments) -> list[dict[str, Any]]:
         ],
         threshold=THRESHOLD,
     )
-    return rows
+    return rows, out
+
+
+def score_row(program: Program, lines: Lines, values: Sequence[float]) -> dict[str, Any]:
+    """A line of scores.jsonl."""
+    rows = line_rows(lines, "score", values)
+    wrong = [
+        i
+        for i, row in enumerate(rows)
+        if row["kind"] == "code" and row["score"] is not None and row["score"] < THRESHOLD
+    ]
+    return {
+        "id": program.id,
+        "task_id": program.problem.task_id,
+        "last": values[-1] if values else None,
+        "mean": sum(values) / len(values) if values else None,
+        "min": min(values, default=None),
+        "first_error": wrong[0] if wrong else None,
+        "lines": rows,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     settle_process()
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m prm_jax.score")
+    arguments = tyro.cli(
+        Arguments, args=argv, prog="python -m prm_jax.score", config=(tyro.conf.OmitArgPrefixes,)
+    )
     try:
-        score(arguments)
+        _, out = score(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    say(f"scores: {arguments.out / 'scores.jsonl'}; open {arguments.out / 'scores.html'}")
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    say(f"scores: {out / 'scores.jsonl'}; open {out / 'scores.html'}")
     return 0
 
 

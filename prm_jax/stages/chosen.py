@@ -1,15 +1,21 @@
 """A model that a person names on the command line, opened for the tools that stand alone.
 
 It is the workdir of a run, a folder in Hugging Face layout or a GGUF file; whatever it is, it
-becomes a Run whose parameters can be read.
+becomes a Run whose parameters can be read. What cannot be used is refused before any weights are.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from prm_jax.config import Config, ConfigError, PromptsConfig
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax.config import Config, ConfigError, PromptsConfig, SandboxConfig
 from prm_jax.config_file import read_config
 from prm_jax.metrics import MetricsLog
 from prm_jax.pretrained import load_params, read_model_config
@@ -22,13 +28,9 @@ from prm_jax.types import Limits, Problem
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelChoice:
-    """Which model, how it is asked, and how much memory it may take."""
+class Asking:
+    """How a model is asked, and how much memory it may take."""
 
-    model: Path
-    """Workdir of a run of prm_jax.train, a folder in Hugging Face layout, or a .gguf file."""
-    checkpoint: str = ""
-    """Of a run: KIND or KIND@STEP, such as rl/policy@100. Empty takes what the run ended with."""
     style: Literal["", "completion", "chat", "chat_fence"] = ""
     """How it is asked (prompts.style). Empty: as the run was; chat_fence for a model with a chat
     template, completion for others."""
@@ -46,50 +48,125 @@ class ModelChoice:
     """Of activations, for a model that is no run."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """Where programs run."""
+
+    jobs: int = 0
+    """Programs at once; 0 takes the cores that this process may use."""
+    min_tier: Literal["T0", "T1", "T2", "T3", "T4"] = "T3"
+    """The weakest isolation that is accepted (docs/sandbox.md)."""
+    cpu_s: float = 0.0
+    """CPU seconds that a program may use, where its problem does not say. 0: as the run had it, or
+    2."""
+    memory_mib: int = 0
+    """Memory that a program may use, in MiB, where its problem does not say. 0: as the run had it,
+    or 256."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and how it is asked."""
+
+    model: Path
+    """Workdir of a run of prm_jax.train, a folder in Hugging Face layout, or a .gguf file."""
+    checkpoint: str = ""
+    """Of a run: KIND or KIND@STEP, such as rl/policy@100. Empty takes what the run ended with."""
+    asking: Asking = Asking()
+
+
 def is_run(path: Path) -> bool:
     """Whether a path is the workdir of a run, and not a model's folder or file."""
     return (path / "versions.json").is_file() and (path / "config.json").is_file()
 
 
-def choose_config(choice: ModelChoice) -> Config:
+def choose_config(choice: ModelChoice, judging: Judging | None = None) -> Config:
     """The settings under which the chosen model is asked; raises ConfigError if there is none."""
+    asking = choice.asking
     if is_run(choice.model):
         config = read_config(choice.model / "config.json")
+        if asking.dtype != Asking.dtype:
+            raise ConfigError(
+                f"dtype = {asking.dtype!r} is not allowed: {choice.model} is a run, and has "
+                f"model.dtype = {config.model.dtype!r}"
+            )
         defaults = (config.max_prompt_tokens, config.max_completion_tokens, config.device_batch)
-        style: Any = choice.style or config.prompts.style
-        system = choice.system or config.prompts.system
+        style: Any = asking.style or config.prompts.style
+        system = asking.system or ("" if style == "completion" else config.prompts.system)
         stop = config.prompts.stop
     elif not choice.model.exists():
-        raise ConfigError(f"model = {str(choice.model)!r} does not exist: give a run, a folder in "
-                          "Hugging Face layout, or a .gguf file")  # fmt: skip
+        raise ConfigError(
+            f"model = {str(choice.model)!r} does not exist: give a run, a folder in Hugging Face "
+            "layout, or a .gguf file"
+        )
     else:
         if choice.checkpoint:
             raise ConfigError(
                 f"checkpoint = {choice.checkpoint!r} is not allowed: {choice.model} is not a run"
             )
-        config = Config(model=read_model_config(choice.model, dtype=choice.dtype))
+        config = Config(model=read_model_config(choice.model, dtype=asking.dtype))
         defaults = (1024, 512, 64)
         chats = read_tokenizer(choice.model).chat_template is not None
-        style = choice.style or ("chat_fence" if chats else "completion")
-        system, stop = choice.system, ()
-    given = (choice.max_prompt_tokens, choice.max_completion_tokens, choice.device_batch)
+        style = asking.style or ("chat_fence" if chats else "completion")
+        system, stop = asking.system, ()
+    given = (asking.max_prompt_tokens, asking.max_completion_tokens, asking.device_batch)
     prompt, completion, batch = (a or b for a, b in zip(given, defaults, strict=True))
+    sandbox = config.sandbox
+    if judging is not None:
+        sandbox = SandboxConfig(
+            jobs=judging.jobs,
+            min_tier=judging.min_tier,
+            cpu_s=judging.cpu_s or sandbox.cpu_s,
+            memory_mib=judging.memory_mib or sandbox.memory_mib,
+        )
     return dataclasses.replace(
         config,
-        prompts=PromptsConfig(style=style, system=system, stop=(*stop, *choice.stop)),
+        prompts=PromptsConfig(style=style, system=system, stop=(*stop, *asking.stop)),
         max_prompt_tokens=prompt,
         max_completion_tokens=completion,
         device_batch=batch,
+        sandbox=sandbox,
     )
 
 
+# ------------------------------------------------------------------------------ folder and problems
+
+
+def out_folder(
+    given: Path | None, kind: str, choice: ModelChoice, source: str, without: Collection[str]
+) -> Path:
+    """The folder that was given, or `runs/KIND/MODEL-SOURCE-DIGEST`, made if it is not there.
+
+    The digest is over all settings of the command but those in `without`, which decide nothing that
+    is expensive: the same command finds its folder again, and two evaluations never share one.
+    Raises ConfigError if it cannot be made.
+    """
+    folder = given
+    if folder is None:
+        settings = dataclasses.asdict(choice)
+        for group in ("asking", "judging"):
+            settings |= settings.pop(group, {})
+        idle = {"out", "jobs", "min_tier", *without}
+        deciding = {name: str(value) for name, value in settings.items() if name not in idle}
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:6]
+        source = Path(source.partition(":")[0]).name.split(".")[0]
+        folder = Path("runs") / kind / f"{choice.model.resolve().name}-{source}-{digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out = {str(folder)!r} cannot be made: {error.strerror}") from error
+    return folder
+
+
 def read_split(
-    choice: ModelChoice, config: Config, problems: str, split: str, out: Path, limits: Limits
+    choice: ModelChoice, config: Config, problems: str, split: str, out: Path
 ) -> ProblemSets:
     """One split of a problem set, or all of them if `split` is empty, and nothing to train on.
 
-    `limits` hold where a problem does not say. Raises ConfigError if there is no such split.
+    The sandbox's limits hold where a problem does not say. Raises ConfigError if there is no such
+    split.
     """
+    limits = config.sandbox.limits()
     splits: dict[str, Sequence[Problem]] = {}
     stop_strings: tuple[str, ...] = ()
     if problems == "chains":
@@ -109,6 +186,9 @@ def read_split(
     return ProblemSets((), (), (), asked, stop_strings)
 
 
+# ----------------------------------------------------------------------------------- model and name
+
+
 def open_run(
     choice: ModelChoice, config: Config, sets: ProblemSets, sandbox: Sandbox | None, log: MetricsLog
 ) -> Run:
@@ -117,38 +197,95 @@ def open_run(
     return assemble(config, choice.model, make_mesh(config.mesh), tokenizer, sets, sandbox, log)
 
 
-def open_policy(run: Run, choice: ModelChoice) -> tuple[Any, str]:
-    """The chosen policy's parameters, and the name of what they are."""
-    if not is_run(choice.model):
-        return run.starting_params(), str(choice.model)
-    kinds = [f"{stage}/policy" for stage in ("rl_prm", "rl", "sft") if run.done(stage) is not None]
-    return _restore(run, choice, run.policy, kinds)
+def find_policy(run: Run, choice: ModelChoice) -> str:
+    """KIND@STEP of the chosen policy, "" if the model is no run; raises ConfigError."""
+    stages = ("rl_prm", "rl", "sft")
+    kinds = [f"{stage}/policy" for stage in stages if run.done(stage) is not None]
+    return _find(choice, kinds, "/policy", "a policy: run prm_jax.train with --stages sft")
 
 
-def open_scalar(run: Run, choice: ModelChoice) -> tuple[Any, str]:
-    """The chosen PRM's parameters, and the name of what they are."""
-    if not is_run(choice.model):
-        return load_params(choice.model, run.scalar, run.mesh), str(choice.model)
+def find_scalar(run: Run, choice: ModelChoice) -> str:
+    """KIND@STEP of the chosen PRM, "" if the model is no run; raises ConfigError."""
     kinds = ["prm/model"] if run.done("prm") is not None else []
-    return _restore(run, choice, run.scalar, kinds)
+    wanted = "a PRM: run prm_jax.train with --stages sft,rl,label,prm"
+    return _find(choice, kinds, ("prm/model", "/critic"), wanted)
 
 
-def _restore(run: Run, choice: ModelChoice, model: Any, kinds: list[str]) -> tuple[Any, str]:
+def _find(
+    choice: ModelChoice, kinds: list[str], fitting: str | tuple[str, ...], wanted: str
+) -> str:
+    if not is_run(choice.model):
+        return ""
     kind, _, step = choice.checkpoint.partition("@")
     if not kind and not kinds:
-        raise ConfigError(f"{choice.model} has not finished a stage that leaves what is asked for")
+        raise ConfigError(f"model = {str(choice.model)!r} has not finished {wanted}")
     kind = kind or kinds[0]
-    if not (choice.model / kind).is_dir() or (step and not step.isdigit()):
-        there = sorted(
-            str(p.relative_to(choice.model)) for p in choice.model.glob("*/*") if p.name != "state"
-            if p.is_dir()
-        )  # fmt: skip
+    there = {}
+    for path in choice.model.glob("*/*"):
+        found = f"{path.parent.name}/{path.name}"
+        steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.is_dir() else []
+        if steps and found.endswith(fitting):
+            there[found] = sorted(steps)
+    if kind not in there or (step and (not step.isdigit() or int(step) not in there[kind])):
+        has = "; ".join(f"{k} at {', '.join(map(str, v))}" for k, v in sorted(there.items()))
         raise ConfigError(
-            f"checkpoint = {choice.checkpoint!r} is not allowed: {choice.model} has "
-            f"{', '.join(there)}, and a step follows an @"
+            f"checkpoint = {choice.checkpoint or kind!r} is not allowed: give KIND or KIND@STEP of "
+            f"what {choice.model} has: {has or 'nothing yet'}"
         )
-    try:
-        params = run.restore(kind, model, int(step) if step else None)
-    except FileNotFoundError as error:
-        raise ConfigError(f"checkpoint = {choice.checkpoint!r}: {error}") from error
-    return params, f"{choice.model}/{choice.checkpoint or kind}"
+    return f"{kind}@{step or there[kind][-1]}"
+
+
+def read_policy(run: Run, found: str) -> Any:
+    """Parameters of the policy that `find_policy` found."""
+    if not found:
+        return run.starting_params()
+    kind, _, step = found.partition("@")
+    return run.restore(kind, run.policy, int(step))
+
+
+def read_scalar(run: Run, found: str) -> Any:
+    """Parameters of the PRM that `find_scalar` found."""
+    if not found:
+        return load_params(run.workdir, run.scalar, run.mesh)
+    kind, _, step = found.partition("@")
+    return run.restore(kind, run.scalar, int(step))
+
+
+def name_of(choice: ModelChoice, found: str) -> str:
+    """What a model is called in results."""
+    return f"{choice.model}/{found}" if found else str(choice.model)
+
+
+def fingerprint(params: Any) -> str:
+    """A digest of the weights themselves, the same on any mesh.
+
+    Sums of the bits of every array, each times an odd number that its place gives, modulo 2^32:
+    order does not change a sum of integers. It costs one pass over the weights.
+    """
+
+    def checksum(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        place = jnp.uint32(0)
+        for axis, size in enumerate(x.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    sums = jax.jit(lambda arrays: [checksum(x) for x in arrays])([x for _, x in leaves])
+    text = [
+        (jax.tree_util.keystr(path), x.shape, str(x.dtype), int(np.asarray(value)))
+        for (path, x), value in zip(leaves, sums, strict=True)
+    ]
+    return hashlib.sha256(repr(text).encode()).hexdigest()[:16]
+
+
+def journal_name(run: Run, weights: str, problems: Sequence[Problem]) -> str:
+    """A digest of all that decides what is sampled and how it is judged.
+
+    It is in the name of every journaled unit: a model that was replaced, a problem file that was
+    edited or another setting never reads what an earlier call left.
+    """
+    about = hashlib.sha256(f"{weights} {run.digest()} {run.prompts.stops}".encode())
+    for p in problems:
+        about.update(repr((run.prompt_ids(p), p.program_prefix, p.tests, p.limits)).encode())
+    return about.hexdigest()[:16]

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -39,13 +39,14 @@ def read_programs(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"programs = {str(path)!r} cannot be read: {error}") from error
-    programs = []
+    programs: list[Program] = []
+    numbers = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"{path}, line {number} must be an object, not {line[:40]!r}")
@@ -55,9 +56,25 @@ def read_programs(
         except ConfigError as error:
             raise ConfigError(f"{path}, line {number}: {error}") from error
         programs.append(Program(row.get("id", row.get("task_id", number)), problem, ids))
+        numbers.append(number)
     if not programs:
         raise ConfigError(f"programs = {str(path)!r} is empty: it must hold a program a line")
+    for field, tokens in (
+        ("max_prompt_tokens", [len(run.prompt_ids(p.problem)) for p in programs]),
+        ("max_completion_tokens", [len(p.ids) for p in programs]),
+    ):
+        limit = getattr(run.config, field)
+        long = [n for n, t in zip(numbers, tokens, strict=True) if t > limit]
+        if long:
+            raise ConfigError(
+                f"{path}, line {long[0]}: {field} = {limit} is not allowed: {len(long)} of the "
+                f"programs need more; give --{field.replace('_', '-')} {max(tokens)}"
+            )
     return programs
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no value of JSON")
 
 
 def _problem(row: dict[str, Any], problems: Mapping[str, Problem], tests: bool) -> Problem:
@@ -73,22 +90,51 @@ def _problem(row: dict[str, Any], problems: Mapping[str, Problem], tests: bool) 
 
 
 def _ids(row: dict[str, Any], problem: Problem, run: Run) -> tuple[int, ...]:
-    if "response" in row:
+    """The response in tokens, with an EOS where one fits."""
+    style = run.config.prompts.style
+    # A response says what it means only in the style that it was asked for in.
+    if "response" in row and row.get("style", style) == style:
+        field, program = "response", None
         response = _text(row, "response")
     elif "program" in row:
-        response = run.prompts.response(problem, _text(row, "program"))
-    elif "completion" in row:
-        program = problem.program(_text(row, "completion"))
+        field, program = "program", _text(row, "program")
         response = run.prompts.response(problem, program)
+    elif "completion" in row:
+        field, program = "completion", problem.program(_text(row, "completion"))
+        response = run.prompts.response(problem, program)
+    elif "response" in row:
+        raise ConfigError(
+            f"style = {row['style']!r} is not allowed: prompts are in style {style!r}, in which "
+            f"the response is read as something else; give --style {row['style']}, or program"
+        )
     else:
         raise ConfigError("response, program and completion are missing: give one of them")
-    ids = (*run.tokenizer.encode(response), run.tokenizer.eos_id)
-    if len(ids) > run.config.max_completion_tokens:
+    try:
+        ids = tuple(run.tokenizer.encode(response))
+        spelled = run.tokenizer.decode(ids)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{field} is no text: {error}") from error
+    if spelled != response:
+        at = next(i for i, (a, b) in enumerate(zip(response + "\0", spelled + "\1", strict=False))
+                  if a != b)  # fmt: skip
         raise ConfigError(
-            f"max_completion_tokens = {run.config.max_completion_tokens} is not allowed: this "
-            f"program needs {len(ids)}"
+            f"{field} has {response[at : at + 20]!r}, which the model's tokenizer cannot spell: it "
+            "is a special token, or no text that it keeps"
         )
-    return ids
+    if program is not None and run.prompts.code(response.encode()) != _code(run, problem, program):
+        raise ConfigError(
+            f"{field} would be cut off: it holds one of {run.prompts.stops}, which end a response "
+            f"in style {style!r}; give another --style, or the text as response"
+        )
+    fits = len(ids) < run.config.max_completion_tokens
+    return (*ids, run.tokenizer.eos_id) if fits else ids
+
+
+def _code(run: Run, problem: Problem, program: str) -> str:
+    """What the code of a response that stands for `program` must be."""
+    if run.config.prompts.style == "completion":
+        return run.prompts.response(problem, program)
+    return program if not program or program.endswith("\n") else program + "\n"
 
 
 def _text(row: dict[str, Any], field: str) -> str:

@@ -36,12 +36,18 @@ def get_config() -> Config:
             steps=6,
             rollouts=16,
             minibatches=4,
+            temperature=0.6,  # at 1 hardly any program of so small a model passes
             learning_rate=3e-4,
             critic_learning_rate=3e-4,
             checkpoint_every=2,
         ),
         label=LabelConfig(
-            checkpoints=2, prompts=16, validation_prompts=4, samples_per_prefix=4, wave=4
+            checkpoints=2,
+            prompts=16,
+            validation_prompts=4,
+            samples_per_prefix=4,
+            wave=4,
+            temperature=0.6,
         ),
         prm=PRMConfig(
             steps=12, batch_size=8, learning_rate=3e-4, warmup_steps=2, checkpoint_every=6

@@ -393,3 +393,35 @@ def test_preparing_needs_no_tensorflow_and_prints_nothing(tmp_path):
     )
     assert (run.returncode, run.stdout) == (0, ""), run.stderr
     assert "WARNING" not in run.stderr and "Downloading" not in run.stderr
+
+
+# ------------------------------------------------------------------------------ the final problems
+
+
+def test_final_problems_are_apart_from_all_others_and_change_none_of_them(tmp_path, sets):
+    settings = dataclasses.replace(SMALL, final=6)
+    problems = ProblemsConfig(chains=settings, held_out="final")
+    final = load_problems(problems, tmp_path, Limits(cpu_s=0.5))
+    assert list(final.held_out) == ["final"] and len(final.held_out["final"]) == 6
+    assert list(final.train) == list(sets.train)
+    before = {computed(sets.asked[p.task_id]) for p in all_problems(sets)}
+    ours = {computed(final.asked[p.task_id]) for p in final.held_out["final"]}
+    assert len(ours) == 6 and not before & ours
+    assert {p.horizon for p in final.held_out["final"]} == set(range(3, 9))
+    development = load(settings, tmp_path, Limits(cpu_s=0.5))
+    assert dict(development.held_out) == dict(sets.held_out)
+    asked = {p.prompt for p in [*all_problems(sets), *final.held_out["final"]]}
+    assert asked.isdisjoint({pair.prompt for pair in final.sft})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"held_out": "final"}, "chains.final = 0"),
+        ({"held_out": "final", "name": "mbpp:x"}, "held_out = 'final'"),
+        ({"held_out": "test"}, "held_out = 'test'.*development"),
+    ],
+)
+def test_final_problems_that_are_not_there_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        ProblemsConfig(**fields)

@@ -8,10 +8,8 @@ from prm_jax.types import Limits
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainsConfig(Section):
-    """The built-in problems: chains of list operations, one line each, from a generator."""
-
-    section: ClassVar[str] = "problems.chains"
+class _GeneratedConfig(Section):
+    fewest_lines: ClassVar[int] = 1  # of a solution
 
     seed: int = 0
     """Seed of the generator; another seed gives other problems."""
@@ -23,6 +21,9 @@ class ChainsConfig(Section):
     """Problems that judge the PRM."""
     test: int = 200
     """Held-out problems with the horizons of `test_horizons`; `test_long` has as many."""
+    final: int = 0
+    """Held-out problems like those of `test`, for one look at the end of a study
+    (problems.held_out); 0 makes none."""
     sft_horizons: tuple[int, int] = (1, 8)
     """Fewest and most lines of a solution, both included."""
     train_horizons: tuple[int, int] = (6, 8)
@@ -34,15 +35,24 @@ class ChainsConfig(Section):
 
     def __post_init__(self):
         self._positive("sft_pairs", "train", "validation", "test")
+        self._not_negative("final")
         for name in ("sft_horizons", "train_horizons", "test_horizons", "long_horizons"):
             low, high = getattr(self, name)
-            self._require(name, 1 <= low <= high, "two numbers, 1 <= fewest <= most")
+            fewest = self.fewest_lines
+            self._require(name, fewest <= low <= high, f"two numbers, {fewest} <= fewest <= most")
         self._require(
             "long_horizons",
             self.long_horizons[0] > max(self.sft_horizons[1], self.train_horizons[1]),
             f"longer than every training horizon (sft {self.sft_horizons}, "
             f"train {self.train_horizons})",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainsConfig(_GeneratedConfig):
+    """The built-in problems: chains of list operations, one line each, from a generator."""
+
+    section: ClassVar[str] = "problems.chains"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +69,17 @@ class ProblemsConfig(Section):
     train_prompt_tokens: int = 0
     """Training and validation problems with longer prompts are left out, since every rollout is as
     wide as the longest prompt; 0 keeps all up to max_prompt_tokens."""
+    held_out: Literal["development", "final"] = "development"
+    """Which held-out problems judge the policies: those that choices are made by, or those that are
+    looked at once (built-in problems, `final` of their settings)."""
     chains: ChainsConfig = ChainsConfig()
 
     def __post_init__(self):
         self._require("name", self.name.strip() != "", "the name or the file of a problem set")
+        self._one_of("held_out", "development", "final")
+        if self.held_out == "final":
+            self._require("held_out", self.name == "chains", "development, except for chains")
+            self._require("chains.final", self.chains.final > 0, "above 0 to hold final problems")
         self._positive("validation")
         self._not_negative("train_prompt_tokens")
 

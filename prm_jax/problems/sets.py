@@ -43,7 +43,7 @@ def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Pro
     settings that cannot be fulfilled and for a set that has nothing to train on.
     """
     if config.name == "chains":
-        return _chains(config.chains, data_dir, limits)
+        return _chains(config.chains, config.held_out, data_dir, limits)
     return _benchmark(config, data_dir, limits)
 
 
@@ -81,7 +81,7 @@ def _benchmark(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Proble
     )
 
 
-def _chains(settings: ChainsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
+def _chains(settings: ChainsConfig, held_out: str, data_dir: Path, limits: Limits) -> ProblemSets:
     with _quiet_tfds():
         builder = Chains(
             data_dir=str(data_dir), config=builder_config(settings), file_format="array_record"
@@ -90,7 +90,8 @@ def _chains(settings: ChainsConfig, data_dir: Path, limits: Limits) -> ProblemSe
     sources: Any = builder.as_data_source()
     splits: dict[str, list[Problem]] = {}
     asked: dict[str, Chain] = {}
-    for split in ("train", "validation", "test", "test_long"):
+    judging = ("final",) if held_out == "final" else ("test", "test_long")
+    for split in ("train", "validation", *judging):
         source = sources[split]
         splits[split] = []
         for example in source.__getitems__(range(len(source))):
@@ -101,7 +102,7 @@ def _chains(settings: ChainsConfig, data_dir: Path, limits: Limits) -> ProblemSe
         sft=_View(sources["sft"], lambda example: _problem(example, limits)),
         train=splits["train"],
         validation=splits["validation"],
-        held_out={"test": splits["test"], "test_long": splits["test_long"]},
+        held_out={split: splits[split] for split in judging},
         asked=asked,
     )
 

@@ -22,7 +22,7 @@ from prm_jax.types import CallTests
 # Names of variables, without f (the function), v and i (inside expressions), l and w.
 NAMES = "abcdeghjkmnopqrstuxyz"
 INDENT = "    "
-PROBLEM_SPLITS = ("train", "validation", "test", "test_long")
+PROBLEM_SPLITS = ("train", "validation", "test", "test_long", "final")
 
 _WORDING_SHARE = (0.5, 0.25, 0.25)
 # The share of right lines in SFT solutions by wording: hard wordings are mostly misread, so that
@@ -193,12 +193,15 @@ def make_problems(config: ChainsConfig) -> dict[str, list[ChainProblem]]:
         "validation": (config.validation, config.train_horizons),
         "test": (config.test, config.test_horizons),
         "test_long": (config.test, config.long_horizons),
+        "final": (config.final, config.test_horizons),
     }
     programs: set[str] = set()
     asserts: set[str] = set()
     splits: dict[str, list[ChainProblem]] = {}
     for split in PROBLEM_SPLITS:
         size, (low, high) = sizes[split]
+        if not size:
+            continue  # a dataset has no empty splits
         rng = random.Random(f"chains {config.seed} {split}")
         splits[split] = []
         refused = 0

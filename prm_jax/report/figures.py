@@ -89,8 +89,8 @@ def curve(metrics: Sequence[Mapping[str, Any]], name: str, *, percent: bool) -> 
             axes.set_ylabel("%")
 
     # The description is known once the curves are drawn.
-    svg = _svg(f"curve-{name}", (400, 230), draw)
-    return _described(svg, f"{name} by step: {'; '.join(said)}.")
+    svg = drawing(f"curve-{name}", (400, 230), draw)
+    return described(svg, f"{name} by step: {'; '.join(said)}.")
 
 
 def intervals(arms: Mapping[str, Any]) -> Markup:
@@ -127,8 +127,8 @@ def intervals(arms: Mapping[str, Any]) -> Markup:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("pass@1, %")
 
-    svg = _svg("intervals", (360, 62 + 27 * n_rows), draw)
-    return _described(svg, f"pass@1 with intervals. {'; '.join(said)}.")
+    svg = drawing("intervals", (360, 62 + 27 * n_rows), draw)
+    return described(svg, f"pass@1 with intervals. {'; '.join(said)}.")
 
 
 def by_horizon(arms: Mapping[str, Any]) -> Markup:
@@ -169,8 +169,8 @@ def by_horizon(arms: Mapping[str, Any]) -> Markup:
         axes.set_ylabel("pass@1, %")
         axes.grid(False, axis="x")
 
-    svg = _svg("by-horizon", (420, 290), draw)
-    return _described(svg, f"pass@1 by horizon: {'; '.join(said)}.")
+    svg = drawing("by-horizon", (420, 290), draw)
+    return described(svg, f"pass@1 by horizon: {'; '.join(said)}.")
 
 
 def calibration(bins: Sequence[Mapping[str, Any]]) -> Markup:
@@ -198,7 +198,7 @@ def calibration(bins: Sequence[Mapping[str, Any]]) -> Markup:
         f"predicted {100 * b['mean_score']:.0f} %: {100 * b['success']:.0f} % of {b['n']}"
         for b in filled
     )
-    return _described(_svg("calibration", (400, 290), draw), f"Calibration. {said}.")
+    return described(drawing("calibration", (400, 290), draw), f"Calibration. {said}.")
 
 
 # ------------------------------------------------------------------------------------------ details
@@ -235,7 +235,8 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.array(fitted)
 
 
-def _svg(name: str, size: tuple[float, float], draw) -> str:
+def drawing(name: str, size: tuple[float, float], draw) -> str:
+    """What `draw(axes)` draws, as inline SVG; `name` tells drawings of one page apart."""
     width, height = size
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
@@ -256,6 +257,7 @@ def _svg(name: str, size: tuple[float, float], draw) -> str:
     return svg
 
 
-def _described(svg: str, description: str) -> Markup:
+def described(svg: str, description: str) -> Markup:
+    """The drawing with words for those who do not see it."""
     label = escape(description)
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))

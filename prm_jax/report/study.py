@@ -1,0 +1,58 @@
+"""The page of a study: all arms over all seeds, for `python -m prm_jax.study`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from prm_jax.report import figures
+from prm_jax.report.templates import make_environment, read_css, write_page
+
+
+def write_study(path: Path, *, study: Any, tables: Sequence[Any], bad: Sequence[Any]) -> Path:
+    """Writes one self-contained page and returns its path.
+
+    `study`, `tables` and `bad` are what prm_jax.study makes of its records: a Study, a SetTable for
+    every set of problems, and the lines of runs that failed or were cut short.
+    """
+    html = (
+        make_environment()
+        .get_template("study.html")
+        .render(
+            css=read_css(),
+            study=study,
+            tables=[(table, seeds_and_interval(table)) for table in tables],
+            bad=bad,
+        )
+    )
+    return write_page(path, html)
+
+
+def seeds_and_interval(table: Any) -> Markup:
+    """pass@1 of every arm: a small dot for each seed, the mean, and the interval by seeds."""
+    rows = [arm for arm in table.arms if arm.pass_at_1 is not None]
+    color = figures.COLORS["rl_prm"]
+    said = []
+
+    def draw(axes: Axes) -> None:
+        for y, arm in enumerate(rows):
+            e = arm.pass_at_1
+            values = [100 * value for value in arm.by_seed.values()]
+            axes.plot(values, [y] * len(values), ls="none", marker="|", ms=9, color=figures.MUTED)
+            if e.low is not None:
+                axes.plot([100 * e.low, 100 * e.high], [y, y], color=color, lw=2)
+            axes.plot(
+                100 * e.value, y, marker="D", ms=7, color=color, mew=1.2, ls="none",
+                markeredgecolor=figures.SURFACE,
+            )  # fmt: skip
+            said.append(f"{arm.name} {100 * e.value:.1f} % of {e.seeds} seeds")
+        axes.set_yticks(range(len(rows)), [arm.name for arm in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("pass@1, %")
+        axes.grid(False, axis="y")
+
+    name = "seeds-" + table.name
+    svg = figures.drawing(name, (560, 60 + 24 * len(rows)), draw)
+    return figures.described(svg, f"pass@1 by arm: {'; '.join(said)}.")

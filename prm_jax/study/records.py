@@ -1,0 +1,134 @@
+"""The lines of `results/runs.jsonl`: what came of each run of a study, good or bad.
+
+Lines are only ever added: a run that failed and succeeded later has two. All tables and figures
+are made from these lines, so they outlive the workdirs.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prm_jax.config import ConfigError, to_json
+from prm_jax.config_file import differences
+from prm_jax.stages.run import deciding
+from prm_jax.study.arms import Study
+from prm_jax.study.runs import StudyRun
+
+FINISHED, FAILED, ABANDONED = "finished", "failed", "abandoned"
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last line that a kill tore is passed over.
+
+    Raises ConfigError if any other line is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    found = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number} is not JSON: {error}") from error
+    return found
+
+
+def add_record(path: Path, record: dict[str, Any]) -> None:
+    """Adds one line and syncs it; what a kill left of another line is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        text = file.read()
+        file.truncate(text.rfind(b"\n") + 1)
+        file.write(json.dumps(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def finished(records: Iterable[dict[str, Any]], runs: Iterable[StudyRun]) -> dict[str, dict]:
+    """The last line of each of these runs that was finished, by the name of the run."""
+    names = {run.name for run in runs}
+    return {r["run"]: r for r in records if r["status"] == FINISHED and r["run"] in names}
+
+
+def described(study: Study, run: StudyRun) -> dict[str, Any]:
+    """What a line says of a run, however it ends."""
+    base = deciding(json.loads(to_json(study.config)))
+    ours = deciding(json.loads(to_json(run.config)))
+    return {
+        "study": study.name,
+        "arm": run.arm.name,
+        "seed": run.seed,
+        "redraw": study.redraw,
+        "run": run.name,
+        "config_digest": run.digest,
+        "settings": differences(base | {"seed": run.seed}, ours),
+        "set": run.set_name,
+    }
+
+
+def outcome(run: StudyRun, workdir: Path) -> dict[str, Any]:
+    """What a finished run measured, from the files that its stages left.
+
+    Raises OSError, ValueError or KeyError if they are not what a finished run leaves.
+    """
+    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    arm = results["arms"][run.arm.measure]
+    n, samples = arm["pass_at_1"]["n"], arm["samples"]
+    rows = _json_lines(workdir / "evaluate" / f"{run.arm.measure}.jsonl")
+    # The first set comes first, all samples of a problem together.
+    passed = [int(row["passed"]) for row in rows[: n * samples]]
+    found = {
+        "n": n,
+        "samples": samples,
+        "temperature": arm["temperature"],
+        "pass_at_1": arm["pass_at_1"]["value"],
+        "by_horizon": {h: e["value"] for h, e in arm["by_horizon"].items()},
+        "passes": [sum(passed[i : i + samples]) for i in range(0, len(passed), samples)],
+        "programs": programs(run, workdir),
+        "versions": results["versions"],
+    }
+    if "test_long" in arm:
+        found["long"] = arm["test_long"]["pass_at_1"]["value"]
+    for name in ("label_cost", "labels", "prm"):
+        if name in results and "label" in run.stages:
+            found[name] = results[name]
+    return found
+
+
+def programs(run: StudyRun, workdir: Path) -> dict[str, int]:
+    """Programs that training this arm's policy takes, shared stages included.
+
+    `policy`: rollouts of the measured stage. `baseline`: rollouts of the run that wrote the
+    responses. `responses`, `completions`: sampled to label them. `generated` is their sum, and
+    `executed` how many of them were run: a completion that was seen before is not.
+    """
+    done = {stage: _done(workdir, stage) for stage in run.stages}
+    cost = done.get("label", {}).get("cost", {})
+    labels = cost.get("responses", 0), cost.get("completions", 0)
+    baseline = 0
+    if run.arm.measure != "rl" and "rl" in run.stages:
+        # The folder is not there where only what was made of it is shared; its size is known.
+        baseline = run.config.ppo.steps * run.config.ppo.rollouts
+        baseline = done["rl"].get("programs_generated", baseline)
+    policy = done[run.arm.measure].get("programs_generated", 0)
+    return {
+        "policy": policy,
+        "baseline": baseline,
+        "responses": labels[0],
+        "completions": labels[1],
+        "generated": policy + baseline + sum(labels),
+        "executed": policy + baseline + labels[0] + cost.get("executions", 0),
+    }
+
+
+def _done(workdir: Path, stage: str) -> dict[str, Any]:
+    path = workdir / stage / "done.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -1,0 +1,391 @@
+"""The runs of a study, with a stand-in for the trainer: what is shared, resumed, written down."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from micro import get_config
+
+from prm_jax.config import Config, ConfigError
+from prm_jax.config_file import read_config
+from prm_jax.stages.run import Run
+from prm_jax.study import Arm, Study, with_settings
+from prm_jax.study.__main__ import main
+from prm_jax.study.records import read_records
+from prm_jax.study.runner import Runner, core_sets
+from prm_jax.study.runs import study_runs
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
+BASE = with_settings(get_config(), {"value_init": False, "problems.chains.final": 4})
+ARMS = (
+    Arm("sft", measure="sft"),
+    Arm("ppo", measure="rl"),
+    Arm("dense"),
+    Arm("progress", {"dense.form": "progress"}),
+    Arm("warm", {"ppo.critic_warmup_steps": 2}, shares="dense"),
+    Arm("perfect", {"dense.source": "oracle"}),
+)
+
+
+def study(**changes) -> Study:
+    return Study(
+        **{"name": "s", "config": BASE, "arms": ARMS, "seeds": (0, 1), "baseline": "ppo"} | changes
+    )
+
+
+def runs_of(a_study: Study) -> dict:
+    return {(run.arm.name, run.seed): run for run in study_runs(a_study)}
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    return tmp_path / "log"
+
+
+def go(a_study: Study, tmp_path: Path, **more) -> tuple[bool, list[dict]]:
+    runner = Runner(
+        a_study,
+        study_runs(a_study),
+        records=tmp_path / "results/runs.jsonl",
+        workdirs=tmp_path / "runs",
+        jobs=2,
+        command=FAKE,
+        poll_s=0.02,
+        **more,
+    )
+    return runner.run(), read_records(tmp_path / "results/runs.jsonl")
+
+
+def made(log: Path) -> Counter:
+    """How often each (arm-seed, stage) was made."""
+    lines = [line.split() for line in log.read_text().splitlines()]
+    return Counter(("-".join(run.split("-")[:2]), stage) for run, stage in lines)
+
+
+# ------------------------------------------------------------------------------ what is the same
+
+
+def test_a_stage_is_shared_by_the_arms_that_agree_in_what_it_reads():
+    runs = runs_of(study())
+    base = runs["dense", 0]
+    assert base.stages == ("sft", "rl", "label", "prm", "rl_prm")
+    assert runs["perfect", 0].stages == ("sft", "rl_prm")  # no PRM, so no labels either
+    assert runs["ppo", 0].stages == ("sft", "rl")
+    for arm in ("sft", "ppo", "progress", "warm", "perfect"):
+        for stage in set(runs[arm, 0].stages) - {"rl_prm"}:
+            assert runs[arm, 0].keys[stage] == base.keys[stage], (arm, stage)
+    assert len({runs[arm, 0].keys["rl_prm"] for arm in ("dense", "progress", "warm")}) == 3
+    assert not set(base.keys.values()) & set(runs["dense", 1].keys.values())
+    # Another critic's warm-up would change the baseline, so these stages are not its own to make.
+    assert runs["warm", 0].made == {"sft", "rl_prm"}
+    assert runs["progress", 0].made == set(base.stages)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "first"),
+    [
+        ("sft.steps", 7, "sft"),
+        ("max_completion_tokens", 40, "sft"),
+        ("ppo.kl_coef", 0.5, "rl"),
+        ("label.checkpoints", 1, "rl"),  # the baseline keeps them
+        ("label.samples_per_prefix", 2, "label"),
+        ("prm.steps", 3, "prm"),
+        ("value_init", True, "rl_prm"),
+        ("evaluate.samples", 7, None),
+        ("sandbox.jobs", 3, None),
+        ("mesh.data", 1, None),
+    ],
+)
+def test_a_setting_changes_the_stages_from_the_first_that_reads_it(setting, value, first):
+    one = study(arms=(Arm("ppo", measure="rl"), Arm("a"), Arm("b", {setting: value})))
+    runs = runs_of(one)
+    a, b = runs["a", 0], runs["b", 0]
+    changed = [stage for stage in a.stages if a.keys[stage] != b.keys[stage]]
+    assert changed == ([] if first is None else list(a.stages[a.stages.index(first) :]))
+
+
+def test_redrawing_rl_only_takes_everything_else_from_the_first_seed():
+    runs = runs_of(study(redraw="rl", seeds=(3, 4)))
+    for arm, measured in (("dense", "rl_prm"), ("ppo", "rl"), ("perfect", "rl_prm")):
+        first, second = runs[arm, 3], runs[arm, 4]
+        assert second.config.seed == 4 and second.made == {measured}
+        for stage in first.stages:
+            assert (first.keys[stage] == second.keys[stage]) == (stage != measured)
+    # The baseline that wrote the responses is that of the first seed.
+    assert runs["dense", 4].keys["rl"] == runs["ppo", 3].keys["rl"] != runs["ppo", 4].keys["rl"]
+
+
+def test_the_digest_is_that_of_results_json():
+    for run in study_runs(study()):
+        same = Run(**dict.fromkeys(Run.__dataclass_fields__) | {"config": run.config})  # type: ignore
+        assert run.digest == same.digest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": (*ARMS, Arm("ppo"))}, "two have one name"),
+        ({"arms": (*ARMS, Arm("A b"))}, "names folders"),
+        ({"arms": (*ARMS, Arm("x", {"dense.from": "min"}))}, "arm 'x'.*dense.from.*'form'"),
+        ({"arms": (*ARMS, Arm("x", {"sed": 1}))}, "arm 'x'.*sed.*'seed'"),
+        ({"arms": (*ARMS, Arm("x", {"dense.lam_fail": 2.0}))}, "arm 'x'.*dense.lam_fail"),
+        ({"arms": (*ARMS, Arm("x", shares="dens"))}, "did you mean 'dense'"),
+        ({"arms": (Arm("x", shares="dense"), *ARMS)}, "listed before"),
+        ({"arms": (*ARMS, Arm("x", through="rl_prm"))}, "through"),
+        ({"baseline": "pop"}, "baseline = 'pop'.*'ppo'"),
+        ({"ordering": ("sft", "best")}, "ordering = 'best'"),
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (1, 1)}, "seeds"),
+        ({"redraw": "none"}, "redraw"),
+    ],
+)
+def test_bad_studies_are_refused_by_name(changes, message):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        study(**changes)
+
+
+def test_settings_that_hold_only_together_may_come_in_any_order():
+    pair = {"ppo.advantage": "group", "ppo.samples_per_prompt": 2, "ppo.rollouts": 8}
+    for names in (list(pair), list(pair)[::-1]):
+        config = with_settings(Config(value_init=False), {name: pair[name] for name in names})
+        assert (config.ppo.advantage, config.ppo.samples_per_prompt) == ("group", 2)
+
+
+def test_stages_that_no_arm_makes_are_refused():
+    arms = (Arm("ppo", measure="rl"), Arm("warm", {"ppo.kl_coef": 0.1}, shares="ppo"))
+    with pytest.raises(ConfigError, match="'warm' takes 'label' from another"):
+        study_runs(study(arms=arms))
+
+
+# ----------------------------------------------------------------------------------- what happens
+
+
+def test_every_run_leaves_one_line_and_every_stage_is_made_once(tmp_path, log):
+    good, records = go(study(), tmp_path)
+    assert good and Counter(made(log).values()) == Counter({1: len(made(log))})
+    stages = Counter(stage for _, stage in made(log))
+    assert stages == {"sft": 2, "rl": 2, "label": 2, "prm": 2, "rl_prm": 8, "evaluate": 12}
+    assert sorted((r["arm"], r["seed"]) for r in records) == sorted(runs_of(study()))
+    by = {(r["arm"], r["seed"]): r for r in records}
+    line = by["progress", 1]
+    assert line["status"] == "finished" and line["exit_code"] == 0 and line["attempts"] == 1
+    assert (line["n"], line["samples"], line["set"]) == (4, 2, "chains/test")
+    assert line["passes"] == [2, 2, 2, 1] and line["pass_at_1"] == 7 / 8
+    assert line["by_horizon"] == {"3": 7 / 8, "10": 7 / 8}
+    assert line["settings"] == ["dense.form: 'value' -> 'progress'"]
+    assert line["made"] == ["rl_prm"]
+    assert set(line["shared"]) == {"sft", "label", "prm"}
+    assert line["config_digest"] == runs_of(study())["progress", 1].digest
+    assert 0 < line["cpu_s"] < 60 and line["cpu_s"] == line["cpu_s_all_attempts"]
+    # 4 steps of 16 rollouts each for the baseline and the arm; labels: 10 + 70, 30 of these run.
+    assert line["programs"] == {
+        "policy": 64, "baseline": 64, "responses": 10, "completions": 70, "generated": 208,
+        "executed": 64 + 64 + 10 + 30,
+    }  # fmt: skip
+    assert by["perfect", 0]["programs"]["generated"] == 64
+    assert by["sft", 0]["programs"]["generated"] == 0
+    assert by["ppo", 0]["programs"]["generated"] == 64
+    assert "labels" in line and "labels" not in by["perfect", 0]
+
+
+def test_shared_stages_are_the_same_files_and_evaluations_are_not_repeated(tmp_path, log):
+    one = study(seeds=(1,))
+    go(one, tmp_path)
+    runs = runs_of(one)
+    workdir = {arm: tmp_path / "runs" / runs[arm, 1].name for arm in ("ppo", "dense", "warm")}
+    params = [w / "sft/policy/params" for w in workdir.values()]
+    assert len({p.stat().st_ino for p in params}) == 1
+    assert params[0].read_text() == "sft of seed 1"
+    assert not (workdir["warm"] / "rl").exists()  # it would be evaluated again
+    config = read_config(workdir["warm"] / "run.json")
+    assert config.ppo.critic_warmup_steps == 2 and config.seed == 1
+    evaluated = json.loads((workdir["warm"] / "results.json").read_text())["arms"]["sft"]
+    assert evaluated["evaluated_by"] != workdir["warm"].name
+
+
+def test_a_finished_study_does_nothing_and_a_changed_arm_is_run_anew(tmp_path, log):
+    _, before = go(study(), tmp_path)
+    n = sum(made(log).values())
+    good, records = go(study(), tmp_path)
+    assert good and records == before and sum(made(log).values()) == n
+    arms = tuple(
+        a if a.name != "progress" else Arm("progress", {"dense.form": "min"}) for a in ARMS
+    )
+    _, records = go(study(arms=arms), tmp_path)
+    assert [r["settings"] for r in records[len(before) :]] == [["dense.form: 'value' -> 'min'"]] * 2
+
+
+def test_a_failed_run_is_written_down_with_its_last_words_and_the_rest_go_on(
+    tmp_path, log, monkeypatch
+):
+    monkeypatch.setenv("FAKE_FAIL", "prm:1")
+    good, records = go(study(), tmp_path)
+    assert not good
+    status = {(r["arm"], r["seed"]): r["status"] for r in records}
+    lost = {("dense", 1), ("progress", 1), ("warm", 1)}
+    assert {run for run, s in status.items() if s == "failed"} == lost
+    assert {run for run, s in status.items() if s == "finished"} == set(status) - lost
+    assert (
+        made(log)[("dense-s1", "prm")] == 1
+        and sum(n for (_, stage), n in made(log).items() if stage == "prm") == 2
+    )  # one for each seed: what cannot be made is not tried for every arm
+    errors = {r["arm"]: r["error"] for r in records if r["status"] == "failed"}
+    assert "exit code 1: NaN in prm:1" in errors["dense"]
+    assert "stage 'prm' could not be made by dense-s1" in errors["warm"]
+    # Mended, the same study tries them again, and nothing else.
+    monkeypatch.setenv("FAKE_FAIL", "")
+    good, again = go(study(), tmp_path)
+    assert good and {(r["arm"], r["seed"]) for r in again[len(records) :]} == lost
+    assert again[: len(records)] == records
+    dense = next(r for r in again[len(records) :] if r["arm"] == "dense")
+    assert dense["attempts"] == 2 and made(log)[("dense-s1", "label")] == 1
+
+
+def test_files_that_are_no_results_are_a_failure(tmp_path, log):
+    one = study(arms=(Arm("ppo", measure="rl"),), seeds=(0,))
+    silent = (sys.executable, "-c", "pass")
+    runner = Runner(
+        one, study_runs(one), records=tmp_path / "runs.jsonl", workdirs=tmp_path / "runs",
+        jobs=1, command=silent, poll_s=0.02,
+    )  # fmt: skip
+    assert not runner.run()
+    (line,) = read_records(tmp_path / "runs.jsonl")
+    assert line["status"] == "failed" and "not those of a finished run" in line["error"]
+
+
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.py"
+    path.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_study import study\n"
+        "def get_study():\n"
+        "    return study(name='small', seeds=(0, 1))\n"
+    )
+    return path
+
+
+def start(tmp_path: Path, **environment: str) -> subprocess.Popen:
+    code = f"import sys; from prm_jax.study.__main__ import main; sys.exit(main(command={FAKE!r}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "--study", str(study_file(tmp_path)), "--jobs", "2",
+         "--out", str(tmp_path / "results"), "--workdirs", str(tmp_path / "runs")],
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    by = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < by, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_an_interrupted_study_ends_its_runs_and_goes_on(tmp_path, log):
+    process = start(tmp_path, FAKE_HANG="rl:0 rl:1")
+    wait_for(lambda: len(list((tmp_path / "runs").glob("*/*/hangs"))) == 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    lines = read_records(tmp_path / "results/runs.jsonl")
+    cut = [r for r in lines if r["status"] == "abandoned"]
+    assert {r["arm"] for r in cut} == {"ppo"} and {r["seed"] for r in cut} == {0, 1}
+    assert all(r["cpu_s"] > 0 and r["exit_code"] != 0 for r in cut)
+    assert start(tmp_path).wait(120) == 0
+    after = read_records(tmp_path / "results/runs.jsonl")
+    assert after[: len(lines)] == lines and sum(r["status"] == "finished" for r in after) == 12
+    assert (tmp_path / "results/small.html").exists()
+
+
+def test_a_killed_study_leaves_lines_when_it_goes_on(tmp_path, log):
+    process = start(tmp_path, FAKE_HANG="rl:0")
+    wait_for(lambda: list((tmp_path / "runs").glob("*/*/hangs")))
+    process.kill()
+    process.wait()
+    workdir = next((tmp_path / "runs").glob("*/*/hangs")).parent
+    left = [
+        int(p.name)
+        for p in Path("/proc").iterdir()
+        if p.name.isdigit() and workdir.name.encode() in _command(p)
+    ]
+    for pid in left:  # the stand-in locks no workdir, so it must not go on beside the second study
+        os.kill(pid, signal.SIGKILL)
+    assert start(tmp_path).wait(120) == 0
+    lines = read_records(tmp_path / "results/runs.jsonl")
+    assert sum(r["status"] == "finished" for r in lines) == 12
+    (cut,) = [r for r in lines if r["run"] == workdir.name and r["status"] != "finished"]
+    assert cut["status"] == "abandoned" and cut["cpu_s"] is None and "killed" in cut["error"]
+    whole = next(r for r in lines if r["run"] == workdir.name and r["status"] == "finished")
+    assert whole["attempts"] == 2 and whole["cpu_s_all_attempts"] is None
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_greedy_evaluation_is_a_second_process_of_the_run(tmp_path, log):
+    one = study(arms=ARMS[:3], seeds=(2,), greedy=True)
+    good, records = go(one, tmp_path)
+    assert good and len(records) == 3
+    dense = next(r for r in records if r["arm"] == "dense")
+    # 5 of 8 samples pass; of 4 greedy ones 5 // 2 do.
+    assert dense["pass_at_1"] == 5 / 8 and dense["pass_at_1_greedy"] == 2 / 4
+    assert dense["samples"] == 2
+
+
+def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
+    arguments = [
+        "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),
+        "--workdirs", str(tmp_path / "runs"), "--arms", "sft,ppo",
+    ]  # fmt: skip
+    assert main([*arguments, "--final"], FAKE) == 2
+    assert "finish the study on the development problems first" in capsys.readouterr().err
+    assert main(arguments, FAKE) == 0
+    trained = made(log)[("ppo-s0", "rl")]
+    assert main([*arguments, "--final"], FAKE) == 0
+    assert made(log)[("ppo-s0", "rl")] == trained  # the same policies
+    lines = read_records(tmp_path / "results/runs.jsonl")
+    final = [r for r in lines if r["set"] == "chains/final"]
+    assert len(final) == 4 and len(lines) == 8
+    by = {(r["arm"], r["seed"], r["set"]): r["pass_at_1"] for r in lines}
+    assert by["ppo", 0, "chains/final"] == by["ppo", 0, "chains/test"] - 1 / 8
+    page = (tmp_path / "results/small.md").read_text()
+    assert "## chains/test" in page and "## chains/final" in page
+    # With other settings there is no second look.
+    path = study_file(tmp_path)
+    path.write_text(path.read_text().replace("seeds=(0, 1)", "seeds=(0, 1), config=other()"))
+    path.write_text(path.read_text() + "from test_study import other\n")
+    assert main(arguments, FAKE) == 0
+    assert main([*arguments, "--final"], FAKE) == 2
+    assert "looked at before" in capsys.readouterr().err
+
+
+def other() -> Config:
+    return with_settings(BASE, {"ppo.kl_coef": 0.3})
+
+
+def test_a_torn_line_is_cut_off_before_the_next(tmp_path, log):
+    one = study(arms=(Arm("ppo", measure="rl"),), seeds=(0,))
+    path = tmp_path / "results/runs.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"run": "old", "status": "failed"}\n{"run": "to')
+    _, records = go(one, tmp_path)
+    assert [r["run"] for r in records] == ["old", study_runs(one)[0].name]
+    path.write_text('{"run": \n{"run": "x"}\n')
+    with pytest.raises(ConfigError, match="line 1 is not JSON"):
+        read_records(path)
+
+
+def test_cores_are_dealt_out_without_overlap():
+    assert core_sets([0, 1, 2, 3, 4], 2) == [(0, 2, 4), (1, 3)]
+    assert core_sets([4, 7], 0) == [(4,), (7,)]
+    assert core_sets([4], 3) == [(4,)]

@@ -1,0 +1,185 @@
+"""The tables of a study: intervals against numbers by hand, pairs, and the page."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from test_study import ARMS, study
+
+from prm_jax.study.intervals import estimate
+from prm_jax.study.runs import study_runs
+from prm_jax.study.tables import bad_lines, markdown, set_table
+
+SEEDS = (0, 1, 2)
+STUDY = study(
+    arms=ARMS[:3], seeds=SEEDS, ordering=("sft", "ppo", "dense"), about="What <b>helps</b>?"
+)
+RUNS = study_runs(STUDY)
+
+
+def line(run, passes, **fields):
+    return {
+        "study": "s", "arm": run.arm.name, "seed": run.seed, "run": run.name,
+        "set": run.set_name, "status": "finished", "error": None,
+        "passes": passes, "samples": 10, "pass_at_1": sum(passes) / 10 / len(passes),
+        "by_horizon": {"3": 0.5, "10": passes[0] / 10}, "cpu_s": 100.0 + run.seed,
+        "programs": {"generated": 1000, "executed": 900}, "long": 0.25,
+    } | fields  # fmt: skip
+
+
+def lines(passes: dict[str, list[list[int]]]) -> list[dict]:
+    """Lines of all arms: passes[arm][seed] of 10 samples of each problem."""
+    by = {(run.arm.name, run.seed): run for run in RUNS}
+    return [
+        line(by[arm, seed], row) for arm, rows in passes.items() for seed, row in enumerate(rows)
+    ]
+
+
+PASSES = {
+    "sft": [[1, 1], [3, 1], [1, 5]],  # means .1, .2, .3
+    "ppo": [[4, 4], [6, 4], [6, 6]],  # .4, .5, .6
+    "dense": [[5, 4], [4, 6], [9, 4]],  # .45, .5, .65
+}
+
+
+# ------------------------------------------------------------------------------------- intervals
+
+
+def test_an_interval_over_seeds_is_students():
+    """Means .1, .2, .3: s = .1, standard error .1 / sqrt(3), t_2(.975) = 4.302653."""
+    found = estimate(np.array(PASSES["sft"]) / 10, confidence=0.95)
+    assert found.value == pytest.approx(0.2)
+    assert found.standard_error == pytest.approx(0.1 / math.sqrt(3))
+    assert found.low == pytest.approx(0.2 - 4.302653 * 0.1 / math.sqrt(3))
+    assert found.high == pytest.approx(0.2 + 4.302653 * 0.1 / math.sqrt(3))
+    assert (found.seeds, found.problems) == (3, 2)
+
+
+def test_a_bootstrap_over_seeds_and_problems_is_its_distribution():
+    """Two seeds and one problem: means of two drawn from 0 and 1 are 0, .5, .5, 1."""
+    found = estimate(np.array([[0.0], [1.0]]), confidence=0.4, resamples=20_000)
+    assert (found.bootstrap_low, found.bootstrap_high) == (0.5, 0.5)
+    found = estimate(np.array([[0.0], [1.0]]), confidence=0.6, resamples=20_000)
+    assert (found.bootstrap_low, found.bootstrap_high) == (0.0, 1.0)
+    # Seeds that agree leave the problems, here two: the same four draws.
+    found = estimate(np.array([[0.0, 1.0]] * 5), confidence=0.6, resamples=20_000)
+    assert (found.low, found.high) == (0.5, 0.5)
+    assert (found.bootstrap_low, found.bootstrap_high) == (0.0, 1.0)
+
+
+def test_the_bootstrap_draws_the_same_problems_for_all_seeds():
+    """Seeds that differ by a constant: the spread of the problems does not average out over them.
+
+    20 problems of 0 or 1, half each: the mean has a standard deviation of .5 / sqrt(20) = .112,
+    however many seeds agree on them.
+    """
+    rates = np.tile(np.arange(20) % 2, (50, 1)).astype(float)
+    found = estimate(rates, confidence=0.6827, resamples=20_000)
+    assert found.bootstrap_low is not None and found.bootstrap_high is not None
+    assert (found.bootstrap_high - found.bootstrap_low) / 2 == pytest.approx(0.112, abs=0.03)
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays(np.float64, (4, 5), elements=st.floats(0, 1)))
+def test_intervals_hold_the_mean_and_do_not_ask_for_an_order(rates):
+    found = estimate(rates, confidence=0.95, resamples=200)
+    again = estimate(rates[::-1], confidence=0.95, resamples=200)
+    assert found.low is not None and found.high is not None
+    assert found.low <= found.value + 1e-9 and found.value <= found.high + 1e-9
+    assert found.value == pytest.approx(rates.mean())
+    assert (found.low, found.high) == pytest.approx((again.low, again.high))
+
+
+def test_one_seed_has_no_interval_and_no_rates_are_refused():
+    found = estimate(np.ones((1, 3)), confidence=0.95)
+    assert found.value == 1 and found.low is None and found.bootstrap_low is None
+    with pytest.raises(ValueError, match="needs a seed"):
+        estimate(np.ones((0, 3)), confidence=0.95)
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+def test_arms_are_compared_seed_by_seed():
+    table = set_table(STUDY, RUNS, lines(PASSES))
+    assert table is not None
+    rows = {arm.name: arm for arm in table.arms}
+    # Seed by seed .05, 0, .05: mean 1/30, s = .0288675.
+    difference = rows["dense"].difference
+    assert difference is not None and difference.standard_error is not None
+    assert difference.value == pytest.approx(1 / 30)
+    assert difference.standard_error == pytest.approx(0.0288675 / math.sqrt(3), rel=1e-4)
+    assert rows["ppo"].difference is None
+    assert rows["ppo"].by_seed == pytest.approx({0: 0.4, 1: 0.5, 2: 0.6})
+    assert rows["sft"].cpu_s == 101.0 and rows["sft"].long == 0.25 and rows["sft"].greedy is None
+    assert rows["dense"].by_horizon == pytest.approx({"3": 0.5, "10": (0.5 + 0.4 + 0.9) / 3})
+    assert table.horizons == ["3", "10"]  # by number, not by text
+    first, second = table.ordering
+    assert first.holds  # .3 in every seed
+    # 1/30 is 2.0 standard errors, to rounding: exactly 2 would not hold.
+    assert second.difference == difference and second.holds == (
+        difference.value > 2 * difference.standard_error
+    )
+
+
+def test_only_seeds_that_both_have_are_paired():
+    some = [r for r in lines(PASSES) if (r["arm"], r["seed"]) != ("ppo", 0)]
+    table = set_table(STUDY, RUNS, some)
+    assert table is not None
+    dense = next(arm for arm in table.arms if arm.name == "dense")
+    assert dense.pass_at_1 is not None and dense.pass_at_1.seeds == 3
+    assert dense.difference is not None and dense.difference.seeds == 2
+    assert dense.difference.value == pytest.approx(0.025)
+    alone = [r for r in lines(PASSES) if r["arm"] == "dense"]
+    table = set_table(STUDY, RUNS, alone)
+    assert table is not None and table.ordering[1].holds is None
+    assert [arm.difference for arm in table.arms] == [None] * 3
+
+
+def test_lines_of_other_settings_do_not_count_and_the_last_line_of_a_run_does():
+    good = lines(PASSES)
+    old = [r | {"run": "ppo-s0-otherdigest", "passes": [0, 0], "pass_at_1": 0.0} for r in good]
+    failed = [r | {"status": "failed", "error": "NaN"} for r in good[:2]]
+    again = good[0] | {"passes": [10, 10], "pass_at_1": 1.0}
+    table = set_table(STUDY, RUNS, [*old, *failed, *good, again])
+    assert table is not None
+    assert table.arms[0].by_seed[0] == 1.0 and table.arms[1].by_seed[0] == pytest.approx(0.4)
+    assert len(bad_lines(STUDY, RUNS, [*old, *failed, *good])) == 2
+    assert set_table(STUDY, RUNS, [*old, *failed]) is None
+
+
+def test_what_is_judged_on_other_problems_is_not_compared_with_them():
+    records = lines(PASSES)
+    for r in records:
+        if r["arm"] == "dense":
+            r["passes"] = [*r["passes"], 5]
+    table = set_table(STUDY, RUNS, records)
+    assert table is not None and table.arms[2].difference is None
+
+
+def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
+    from prm_jax.report.study import write_study
+
+    records = lines(PASSES)
+    prm = {"first_error": {"exact": 0.7123, "f1": None}, "auc_within_problem": 0.8}
+    records[-1] |= {"prm": prm, "labels": {"oracle_first_error_exact": 0.9}}
+    bad = [records[0] | {"status": "failed", "error": "<script>alert(1)</script>"}]
+    table = set_table(STUDY, RUNS, records)
+    assert table is not None
+    text = markdown(STUDY, [table], bad)
+    page = write_study(tmp_path / "s.html", study=STUDY, tables=[table], bad=bad).read_text()
+    row = next(r for r in text.split("\n") if r.startswith("| dense | 3 × 2"))
+    assert re.sub(" +", " ", row).startswith("| dense | 3 × 2 | 53.3 | 27.5 to 79.2 |")
+    assert "| +3.3 |" in row
+    for shown in ("53.3", "+27.5", "+79.2", "+3.3", "0.71", "0.80", "0.90"):
+        assert shown in page and shown.lstrip("+") in text, shown
+    assert "n is seeds × problems" in text and "Student's t" in page and "bootstrap" in page
+    assert "`sft` < `ppo`: yes, +30.0 points" in text
+    assert "<script>" not in page and "<b>helps" not in page
+    assert "src=" not in page and "://" not in re.sub(r'http://www\.w3\.org/[^"]*', "", page)
+    empty = write_study(tmp_path / "e.html", study=STUDY, tables=[], bad=[]).read_text()
+    assert "No run is finished yet" in empty

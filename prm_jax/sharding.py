@@ -34,6 +34,8 @@ PARAM_RULES: Rules = {
 
 ACTIVATION_RULES: Rules = {
     "batch": ("data", "fsdp"),
+    "data_batch": "data",  # with embed_shard: fsdp lies over the embedding here
+    "embed_shard": "fsdp",
     "time": None,
     "embed": None,  # gathered: fsdp lies over the batch here
     "heads": "tensor",
@@ -114,10 +116,19 @@ def partition_spec(
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """`x`, laid over the mesh of `jax.set_mesh` by its activation names; without a mesh, `x`."""
+    return _constrain(x, names, ACTIVATION_RULES, "activation")
+
+
+def constrain_as_parameter(x: jax.Array, *names: str | None) -> jax.Array:
+    """What `constrain` does, by the rules of parameters: for copies of them in another shape."""
+    return _constrain(x, names, PARAM_RULES, "copy of a parameter")
+
+
+def _constrain(x: jax.Array, names: Sequence[str | None], rules: Rules, kind: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = partition_spec(names, x.shape, ACTIVATION_RULES, mesh, f"activation {names}")
+    spec = partition_spec(names, x.shape, rules, mesh, f"{kind} {tuple(names)}")
     return jax.lax.with_sharding_constraint(x, spec)
 
 

@@ -96,6 +96,12 @@ class ModelConfig(Section):
     """The output head is the embedding, transposed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters and optimizer are float32."""
+    remat: Literal["none", "full"] = "none"
+    """full: gradients keep each layer's input only, and compute the layer again; a third more
+    arithmetic for a fraction of the memory."""
+    scan_layers: bool = False
+    """Layers become one loop: a deep model compiles in a fraction of the time, and takes one more
+    copy of its parameters in `dtype` while it computes."""
     lora_rank: int = 0
     """Rank of the adapters beside each frozen kernel (LoRA, arXiv 2106.09685); 0: full training."""
     lora_alpha: float = 16.0

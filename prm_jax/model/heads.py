@@ -48,15 +48,14 @@ class PolicyModel(nn.Module):
 
     def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """float32 logits of the token after each hidden state."""
-        if self.config.tied_embeddings:
-            kernel = self.trunk.embedding.T
-        else:
-            kernel = self.head
-        logits = jnp.einsum(
-            "bsd,dv->bsv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        kernel = self.head_kernel().astype(hidden.dtype)
+        logits = jnp.einsum("bsd,dv->bsv", hidden, kernel, preferred_element_type=jnp.float32)
         logits = constrain(logits, "batch", "time", "vocab")
         return jnp.where(jnp.arange(self.vocab_size) == self.pad_id, MASKED, logits)
+
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """What a hidden state is multiplied by for the logits."""
+        return self.trunk.embedding.T if self.config.tied_embeddings else self.head
 
 
 class ScalarModel(nn.Module):

@@ -19,6 +19,21 @@ from prm_jax.config import ModelConfig
 KERNEL, A, B = "_kernel", "_lora_a", "_lora_b"
 
 
+def as_computed(params: Any, config: ModelConfig) -> Any:
+    """`params` in the precision that the layers compute with: the same outputs, in half the bytes.
+
+    Kernels, biases, adapters, embedding and token head become `dtype`, to which every forward pass
+    converts them anyway; scales of norms and the scalar head stay float32.
+    """
+
+    def computed(path: Any, x: jax.Array) -> jax.Array:
+        name = path[-1].key
+        converted = name.endswith((KERNEL, "_bias", A, B)) or name in ("embedding", "head")
+        return x.astype(config.dtype) if converted else x
+
+    return jax.tree.map_with_path(computed, params)
+
+
 def kernel_init(fan_in: int, scale: float = 1.0) -> jax.nn.initializers.Initializer:
     """Normal with variance scale / fan_in, so that a product keeps the size of its input."""
     return nn.initializers.normal((scale / fan_in) ** 0.5)

@@ -20,7 +20,8 @@ from prm_jax.model.attention import (
     causal_attention,
     rotate,
 )
-from prm_jax.model.linear import kernel_init, linear, named_axes
+from prm_jax.model.flash import flash_attention, on_tpu
+from prm_jax.model.linear import as_computed, kernel_init, linear, named_axes
 from prm_jax.model.rope import rotary_angles
 from prm_jax.sharding import constrain
 
@@ -75,7 +76,8 @@ class Attention(nn.Module):
         query = rotate(query, cos[:, :, first:], sin[:, :, first:])
         key = rotate(key, cos, sin)
         if cache is None:
-            out, key_value = causal_attention(query, key, value, valid), (key, value)
+            attention = flash_attention if on_tpu() else causal_attention
+            out, key_value = attention(query, key, value, valid), (key, value)
         else:
             out, key_value = cached_attention(query, key, value, cache, self.layer)
         shape, axes = (c.heads, c.head_dim, c.embed), ("heads", "head_dim", "embed")
@@ -167,11 +169,58 @@ class Transformer(nn.Module):
         else:
             positions, limit = cache.positions(), cache.slots
         rotation = rotary_angles(positions, limit, c.head_dim, c.rope)
-        x = jnp.take(self.embedding.astype(c.dtype), tokens, axis=0)
-        x = constrain(x, "batch", "time", "embed")
+        x = embed(self.embedding.astype(c.dtype), tokens)
         key_values = []
-        for i, layer in enumerate(self.layers):
+        scanned = 0
+        if cache is None and not self.is_initializing():
+            # The last layer stands apart where it spares columns.
+            scanned = c.layers - (first > 0) if c.scan_layers else 0
+            if scanned:
+                x, key_values = self._scan(x, valid, rotation, scanned)
+        for i, layer in enumerate(self.layers[scanned:], scanned):
             last = i == c.layers - 1
-            x, key_value = layer(x, valid, rotation, cache, first if last else 0)
+            x, key_value = self._layer(layer, x, valid, rotation, cache, first if last else 0)
             key_values.append(key_value)
         return self.final_norm(x), tuple(key_values)
+
+    def _layer(self, layer, x, valid, rotation, cache, first):
+        """One layer; with remat = "full" its backward pass computes it again from its input."""
+        if self.config.remat == "none" or cache is not None or self.is_initializing():
+            return layer(x, valid, rotation, cache, first)
+
+        def apply(params, x, valid, rotation):
+            return layer.clone(parent=None).apply(
+                {"params": params}, x, valid, rotation, None, first
+            )
+
+        return jax.checkpoint(apply)(layer.variables["params"], x, valid, rotation)
+
+    def _scan(self, x, valid, rotation, n: int):
+        """The first n layers as one loop over their parameters, stacked: compiled once.
+
+        The stack is of the parameters as the layers compute with them, so it costs their size in
+        `dtype` on each device, and once more for its gradient.
+        """
+        layer = self.layers[0].clone(parent=None)
+        params = [as_computed(layer.variables["params"], self.config) for layer in self.layers[:n]]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+
+        def step(x, params):
+            return layer.apply({"params": params}, x, valid, rotation, None, 0)
+
+        if self.config.remat == "full":
+            # Inside of a loop nothing can undo the recomputation, and barriers would only cost.
+            step = jax.checkpoint(step, prevent_cse=False)
+        x, (keys, values) = jax.lax.scan(step, x, stacked)
+        return x, [(keys[i], values[i]) for i in range(n)]
+
+
+def embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """The rows of the tokens.
+
+    Each device looks up its columns of D for the tokens of all, which then change places: gathering
+    the table instead would take V x D on each device, 1 GiB with a vocabulary of 150k.
+    """
+    tokens = constrain(tokens, "data_batch", "time")
+    x = constrain(jnp.take(table, tokens, axis=0), "data_batch", "time", "embed_shard")
+    return constrain(x, "batch", "time", "embed")

@@ -72,9 +72,8 @@ def with_architecture(config: Config) -> Config:
     asked = config.model
     if not asked.path:
         return config
-    found = read_model_config(
-        asked.path, dtype=asked.dtype, lora_rank=asked.lora_rank, lora_alpha=asked.lora_alpha
-    )
+    ours = ("dtype", "remat", "scan_layers", "lora_rank", "lora_alpha")  # not the weights'
+    found = read_model_config(asked.path, **{name: getattr(asked, name) for name in ours})
     default = ModelConfig()
     for field in dataclasses.fields(ModelConfig):
         value, theirs = getattr(asked, field.name), getattr(found, field.name)

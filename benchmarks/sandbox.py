@@ -20,7 +20,7 @@ from typing import Any
 
 _ROUNDS = 5
 _WARM_UP = 3
-_MORE = 8  # times as many programs for ours: the kernel counts in hundredths of a second
+_OURS = 320  # programs a round for ours: the kernel counts in hundredths of a second
 _NUMBERS = (0, 1, 2, -4, 12345)
 _SQUARE = "def f(x):\n    return x * x\n"
 _IMPORTS = (
@@ -120,7 +120,7 @@ def measure(harness: str, kind: str) -> tuple[float, int]:
     """CPU milliseconds per verdict of correct programs, and how many of those were not passed."""
     judge = HARNESSES[harness]()
     prefix, count = KINDS[kind]
-    count *= _MORE if harness.startswith("ours") else 1
+    count = _OURS if harness.startswith("ours") else count
     programs = [f"{prefix}{_SQUARE}# {i}\n" for i in range(_WARM_UP + count)]
     judge(programs[:_WARM_UP])
     before_s = tree_cpu_s(os.getpid())

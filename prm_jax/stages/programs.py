@@ -110,10 +110,11 @@ def _ids(row: dict[str, Any], problem: Problem, run: Run) -> tuple[int, ...]:
     else:
         raise ConfigError("response, program and completion are missing: give one of them")
     try:
-        ids = tuple(run.tokenizer.encode(response))
-        spelled = run.tokenizer.decode(ids)
-    except UnicodeEncodeError as error:
+        response.encode()
+    except UnicodeEncodeError as error:  # half a character, which JSON can hold
         raise ConfigError(f"{field} is no text: {error}") from error
+    ids = tuple(run.tokenizer.encode(response))
+    spelled = run.tokenizer.decode(ids)
     if spelled != response:
         at = next(i for i, (a, b) in enumerate(zip(response + "\0", spelled + "\1", strict=False))
                   if a != b)  # fmt: skip

@@ -51,10 +51,12 @@ _SIDE_BY_SIDE = """
 import collections
 from prm_jax.sandbox.core import zygote
 filling = list(zygote._fill_pools())
-for size in (64, 128, 256):
+together = 0
+for size in range(48, 513, 16):
     objects = [bytes(size - zygote._BYTES_OVERHEAD) for _ in range(6)]
     pages = collections.Counter(id(o) // 4096 for o in objects)
-    assert pages.most_common(1)[0][1] >= 5, size  # a gap may have opened since
+    together += max(pages.values()) >= 5
+assert together >= 26, together  # of 30; about half without the filling
 assert len(filling) < 10_000
 """
 

@@ -377,7 +377,7 @@ def test_a_torn_line_is_cut_off_before_the_next(tmp_path, log):
     one = study(arms=(Arm("ppo", measure="rl"),), seeds=(0,))
     path = tmp_path / "results/runs.jsonl"
     path.parent.mkdir()
-    path.write_text('{"run": "old", "status": "failed"}\n{"run": "to')
+    path.write_text('{"run": "old", "study": "o", "status": "failed"}\n{"run": "to')
     _, records = go(one, tmp_path)
     assert [r["run"] for r in records] == ["old", study_runs(one)[0].name]
     path.write_text('{"run": \n{"run": "x"}\n')

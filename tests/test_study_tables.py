@@ -1,5 +1,6 @@
 """The tables of a study: intervals against numbers by hand, pairs, and the page."""
 
+import json
 import math
 import re
 
@@ -11,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from test_study import ARMS, study
 
 from prm_jax.study.intervals import estimate
+from prm_jax.study.records import described
 from prm_jax.study.runs import study_runs
 from prm_jax.study.tables import bad_lines, markdown, set_table
 
@@ -22,9 +24,8 @@ RUNS = study_runs(STUDY)
 
 
 def line(run, passes, **fields):
-    return {
-        "study": "s", "arm": run.arm.name, "seed": run.seed, "run": run.name,
-        "set": run.set_name, "status": "finished", "error": None,
+    return described(STUDY, run) | {
+        "status": "finished", "error": None,
         "passes": passes, "samples": 10, "pass_at_1": sum(passes) / 10 / len(passes),
         "by_horizon": {"3": 0.5, "10": passes[0] / 10}, "cpu_s": 100.0 + run.seed,
         "programs": {"generated": 1000, "executed": 900}, "long": 0.25,
@@ -142,7 +143,10 @@ def test_only_seeds_that_both_have_are_paired():
 
 def test_lines_of_other_settings_do_not_count_and_the_last_line_of_a_run_does():
     good = lines(PASSES)
-    old = [r | {"run": "ppo-s0-otherdigest", "passes": [0, 0], "pass_at_1": 0.0} for r in good]
+    old = [
+        r | {"config": r["config"] | {"value_init": True}, "passes": [0, 0], "pass_at_1": 0.0}
+        for r in good
+    ]
     failed = [r | {"status": "failed", "error": "NaN"} for r in good[:2]]
     again = good[0] | {"passes": [10, 10], "pass_at_1": 1.0}
     table = set_table(STUDY, RUNS, [*old, *failed, *good, again])
@@ -150,6 +154,22 @@ def test_lines_of_other_settings_do_not_count_and_the_last_line_of_a_run_does():
     assert table.arms[0].by_seed[0] == 1.0 and table.arms[1].by_seed[0] == pytest.approx(0.4)
     assert len(bad_lines(STUDY, RUNS, [*old, *failed, *good])) == 2
     assert set_table(STUDY, RUNS, [*old, *failed]) is None
+
+
+def test_a_line_that_is_older_than_a_setting_counts_while_the_setting_is_at_its_default():
+    def without(name: str) -> list[dict]:
+        records = json.loads(json.dumps(lines(PASSES)))
+        for record in records:
+            section, _, field = name.rpartition(".")
+            del (record["config"][section] if section else record["config"])[field]
+        return records
+
+    table = set_table(STUDY, RUNS, without("dense.tau"))
+    assert table is not None and all(arm.pass_at_1 is not None for arm in table.arms)
+    assert set_table(STUDY, RUNS, without("value_init")) is None  # it is not at its default
+    # What an arm shares counts as well.
+    records = [r | {"before": ["ppo.kl_coef: 0.1 -> 0.2"]} for r in lines(PASSES)]
+    assert set_table(STUDY, RUNS, records) is None
 
 
 def test_what_is_judged_on_other_problems_is_not_compared_with_them():

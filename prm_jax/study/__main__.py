@@ -12,7 +12,7 @@ from prm_jax.config import ConfigError
 from prm_jax.metrics import say
 from prm_jax.report.study import write_study
 from prm_jax.study.arms import Study, load_study
-from prm_jax.study.records import finished, read_records
+from prm_jax.study.records import finished, lines_of, read_records
 from prm_jax.study.runner import TRAIN, Runner, stopping_on_sigterm
 from prm_jax.study.runs import StudyRun, study_runs
 from prm_jax.study.tables import bad_lines, markdown, set_table
@@ -120,18 +120,18 @@ def check_final(
 
     A look that was cut short goes on; with other settings there is no second look.
     """
-    done = finished(records, runs)
+    done = finished(study, runs, records)
     if missing := [run.name for run in runs if run.name not in done]:
         raise ConfigError(
             f"--final: {len(missing)} runs of {study.name} are not finished, {missing[0]} for one; "
             "finish the study on the development problems first"
         )
-    ours = {run.name for run in final}
+    ours = {id(line) for lines in lines_of(study, final, records).values() for line in lines}
     sets = {run.set_name for run in final}
     looked = [
         r["run"]
         for r in records
-        if r["study"] == study.name and r["set"] in sets and r["run"] not in ours
+        if r["study"] == study.name and r["set"] in sets and id(r) not in ours
     ]
     if looked:
         raise ConfigError(

@@ -6,11 +6,11 @@ are made from these lines, so they outlive the workdirs.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prm_jax.config import ConfigError, to_json
+from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.config_file import differences
 from prm_jax.stages.run import deciding
 from prm_jax.study.arms import Study
@@ -48,25 +48,64 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def finished(records: Iterable[dict[str, Any]], runs: Iterable[StudyRun]) -> dict[str, dict]:
-    """The last line of each of these runs that was finished, by the name of the run."""
-    names = {run.name for run in runs}
-    return {r["run"]: r for r in records if r["status"] == FINISHED and r["run"] in names}
+def lines_of(
+    study: Study, runs: Iterable[StudyRun], records: Sequence[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each run, by its name.
+
+    A line is a run's if arm, seed and set agree and all settings do, those of the stages that were
+    taken from another arm included. A setting that is newer than the line must be at its default.
+    """
+    default = deciding(json.loads(to_json(Config())))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        ours = described(study, run)
+        same = ("study", "arm", "seed", "set", "before")
+        found[run.name] = [
+            line
+            for line in records
+            if all(line.get(name) == ours[name] for name in same)
+            and _agree(line["config"], ours["config"], default)
+        ]
+    return found
+
+
+def finished(
+    study: Study, runs: Iterable[StudyRun], records: Sequence[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The last line of each run that says it was finished, by the run's name."""
+    lines = lines_of(study, runs, records)
+    good = {name: [r for r in some if r["status"] == FINISHED] for name, some in lines.items()}
+    return {name: some[-1] for name, some in good.items() if some}
+
+
+def _agree(old: Any, new: Any, default: Any) -> bool:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() <= new.keys() and all(
+            _agree(old[name], new[name], default[name])
+            if name in old
+            else new[name] == default[name]
+            for name in new
+        )
+    return old == new
 
 
 def described(study: Study, run: StudyRun) -> dict[str, Any]:
     """What a line says of a run, however it ends."""
     base = deciding(json.loads(to_json(study.config)))
     ours = deciding(json.loads(to_json(run.config)))
+    before = deciding(json.loads(to_json(run.before)))
+    before["problems"]["held_out"] = ours["problems"]["held_out"]  # no stage before reads it
     return {
         "study": study.name,
         "arm": run.arm.name,
         "seed": run.seed,
-        "redraw": study.redraw,
         "run": run.name,
         "config_digest": run.digest,
         "settings": differences(base | {"seed": run.seed}, ours),
+        "before": differences(ours, before),
         "set": run.set_name,
+        "config": ours,
     }
 
 

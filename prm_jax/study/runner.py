@@ -126,7 +126,7 @@ class Runner:
 
     def _to_do(self) -> list[StudyRun]:
         """Runs without a line, and those whose stages they need though their workdirs are gone."""
-        done = finished(read_records(self._records), self._runs)
+        done = finished(self._study, self._runs, read_records(self._records))
         to_do = {run.name for run in self._runs if run.name not in done}
         # Makers are listed after those that need them only with redraw = "rl": go round again.
         for _ in self._runs:

@@ -30,6 +30,7 @@ class StudyRun:
     arm: Arm
     seed: int
     config: Config
+    before: Config  # the settings under which what comes before the measured stage is made
     stages: tuple[str, ...]  # those that lead to the measured policy, in order
     keys: Mapping[str, str]  # of what each stage must be
     made: frozenset[str]  # the stages that this run's own settings make so
@@ -90,6 +91,7 @@ def _run(study: Study, arm: Arm, seed: int, final: bool) -> StudyRun:
         arm=arm,
         seed=seed,
         config=config,
+        before=_stage_config(study, arm, seed, (stages[-2:-1] or stages)[0]),
         stages=stages,
         keys=_keys(read),
         made=made,

@@ -13,7 +13,7 @@ import numpy as np
 
 from prm_jax.study.arms import Study
 from prm_jax.study.intervals import Estimate, estimate
-from prm_jax.study.records import FINISHED
+from prm_jax.study.records import FINISHED, finished, lines_of
 from prm_jax.study.runs import StudyRun
 
 Record = dict[str, Any]
@@ -71,12 +71,8 @@ class SetTable:
 
 def set_table(study: Study, runs: Sequence[StudyRun], records: Sequence[Record]) -> SetTable | None:
     """The table of these runs; None if none of them is finished."""
-    names = {run.name for run in runs}
-    lines = {
-        (r["arm"], r["seed"]): r
-        for r in records
-        if r["status"] == FINISHED and r["run"] in names
-    }  # fmt: skip
+    found = finished(study, runs, records)
+    lines = {(run.arm.name, run.seed): found[run.name] for run in runs if run.name in found}
     if not lines:
         return None
     by_arm = {
@@ -95,8 +91,8 @@ def set_table(study: Study, runs: Sequence[StudyRun], records: Sequence[Record])
 
 def bad_lines(study: Study, runs: Sequence[StudyRun], records: Sequence[Record]) -> list[Record]:
     """Lines of these runs that failed or were cut short, finished later or not."""
-    names = {run.name for run in runs}
-    return [r for r in records if r["run"] in names and r["status"] != FINISHED]
+    lines = lines_of(study, runs, records)
+    return [r for run in runs for r in lines[run.name] if r["status"] != FINISHED]
 
 
 def _row(study: Study, name: str, about: str, by_arm: dict[str, dict[int, Record]]) -> ArmRow:

@@ -10,6 +10,7 @@ import json
 
 from prm_jax.config.model import MeshConfig, ModelConfig, RopeConfig
 from prm_jax.config.problems import (
+    BranchesConfig,
     ChainsConfig,
     ProblemsConfig,
     PromptsConfig,
@@ -27,6 +28,7 @@ from prm_jax.config.training import (
 )
 
 __all__ = [
+    "BranchesConfig",
     "ChainsConfig",
     "Config",
     "ConfigError",

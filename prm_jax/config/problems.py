@@ -56,13 +56,30 @@ class ChainsConfig(_GeneratedConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class BranchesConfig(_GeneratedConfig):
+    """Built-in problems of another kind: functions with a loop and branches, from a generator."""
+
+    section: ClassVar[str] = "problems.branches"
+    fewest_lines: ClassVar[int] = 4  # start, loop, an action, return
+
+    sft_horizons: tuple[int, int] = (4, 9)
+    """Fewest and most lines of a solution, both included; the fewest are 4."""
+    train_horizons: tuple[int, int] = (7, 9)
+    """Also those of the validation problems."""
+    test_horizons: tuple[int, int] = (5, 9)
+    """Of the held-out problems."""
+    long_horizons: tuple[int, int] = (10, 12)
+    """Of `test_long`: longer than anything in training."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ProblemsConfig(Section):
-    """Which problems: the built-in `chains`, a benchmark, or a file of your own."""
+    """Which problems: the built-in `chains` or `branches`, a benchmark, or a file of your own."""
 
     section: ClassVar[str] = "problems"
 
     name: str = "chains"
-    """chains; the name of a set (human_eval); a name and its file (mbpp:PATH); or a file
+    """chains; branches; the name of a set (human_eval); a name and its file (mbpp:PATH); or a file
     (docs/problems.md). Its training problems serve SFT, RL and the labels."""
     validation: int = 64
     """Training problems that are kept to judge the PRM, where the set has no validation split."""
@@ -73,13 +90,17 @@ class ProblemsConfig(Section):
     """Which held-out problems judge the policies: those that choices are made by, or those that are
     looked at once (built-in problems, `final` of their settings)."""
     chains: ChainsConfig = ChainsConfig()
+    branches: BranchesConfig = BranchesConfig()
 
     def __post_init__(self):
         self._require("name", self.name.strip() != "", "the name or the file of a problem set")
         self._one_of("held_out", "development", "final")
         if self.held_out == "final":
-            self._require("held_out", self.name == "chains", "development, except for chains")
-            self._require("chains.final", self.chains.final > 0, "above 0 to hold final problems")
+            built_in = self.name in ("chains", "branches")
+            self._require("held_out", built_in, "development, except for chains and branches")
+            field = f"{self.name}.final"
+            final = getattr(self, self.name).final
+            self._require(field, final > 0, "above 0 to hold final problems")
         self._positive("validation")
         self._not_negative("train_prompt_tokens")
 

@@ -1,4 +1,4 @@
-"""Where a solution of a chain goes wrong, read off its text without running it.
+"""Where a solution of a built-in problem goes wrong, read off its text without running it.
 
 A diagnostic for reports and tests, never a label: the method itself learns about lines from
 executions alone. The oracle knows the steps, follows which list every variable holds, and accepts
@@ -11,8 +11,12 @@ import functools
 import warnings
 from collections.abc import Sequence
 
+from prm_jax.problems.branches import oracle as branches
+from prm_jax.problems.branches.generator import Function
 from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
+
+Asked = Chain | Function
 
 # A program that assigns to one of these breaks the expressions that call it.
 _CALLED = frozenset({"abs", "enumerate", "max", "min", "sorted"})
@@ -26,10 +30,18 @@ class _Statement:
     names: frozenset[str] = frozenset()  # read by the expression
 
 
-def first_error(chain: Chain, completion: str) -> int | None:
+def first_error(asked: Asked, completion: str) -> int | None:
     """The index of the first wrong line of a completion, None if it solves the problem.
 
-    `chain` is what the problem asks for (`ProblemSets.asked[task_id]`).
+    `asked` is what the problem asks for (`ProblemSets.asked[task_id]`).
+    """
+    if isinstance(asked, Chain):
+        return _first_error(asked, completion)
+    return branches.first_error(asked, completion)
+
+
+def _first_error(chain: Chain, completion: str) -> int | None:
+    """The first wrong line of a chain's completion.
 
     Lines are those that newline bytes end. A line is wrong if Python cannot read it, if the list
     that it computes is none of the chain's, or if it returns another than the last. A completion

@@ -1,7 +1,7 @@
 """The problem sets of a run, prepared at first use and read from disk after that.
 
-Nothing else in the project knows where problems come from: the built-in chains come from their
-generator, every other set from a file that prm_jax/problems reads.
+Nothing else in the project knows where problems come from: the built-in ones come from their
+generators, every other set from a file that prm_jax/problems reads.
 """
 
 import contextlib
@@ -14,10 +14,13 @@ from typing import Any, Generic, TypeVar, overload
 
 import tensorflow_datasets as tfds
 
-from prm_jax.config import ChainsConfig, ConfigError, ProblemsConfig
+from prm_jax.config import ConfigError, ProblemsConfig
+from prm_jax.problems.branches.builder import Branches, read_function
+from prm_jax.problems.branches.builder import builder_config as branches_config
 from prm_jax.problems.chains.builder import Chains, builder_config
 from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
+from prm_jax.problems.oracle import Asked
 from prm_jax.types import CallTests, Limits, Problem
 
 T = TypeVar("T")
@@ -32,7 +35,7 @@ class ProblemSets:
     validation: Sequence[Problem]
     held_out: Mapping[str, Sequence[Problem]]  # the first set is the one that results quote
     stop_strings: tuple[str, ...] = ()  # that end a completion of these problems
-    asked: Mapping[str, Chain] = dataclasses.field(default_factory=dict)  # for the oracle, by task
+    asked: Mapping[str, Asked] = dataclasses.field(default_factory=dict)  # for the oracle, by task
 
 
 def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
@@ -43,7 +46,17 @@ def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Pro
     settings that cannot be fulfilled and for a set that has nothing to train on.
     """
     if config.name == "chains":
-        return _chains(config.chains, config.held_out, data_dir, limits)
+        chains = Chains(
+            data_dir=str(data_dir), config=builder_config(config.chains), file_format="array_record"
+        )
+        return _generated(chains, config.held_out, limits, _chain)
+    if config.name == "branches":
+        branches = Branches(
+            data_dir=str(data_dir),
+            config=branches_config(config.branches),
+            file_format="array_record",
+        )
+        return _generated(branches, config.held_out, limits, read_function)
     return _benchmark(config, data_dir, limits)
 
 
@@ -81,25 +94,28 @@ def _benchmark(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Proble
     )
 
 
-def _chains(settings: ChainsConfig, held_out: str, data_dir: Path, limits: Limits) -> ProblemSets:
+def _generated(
+    builder: tfds.core.GeneratorBasedBuilder,
+    held_out: str,
+    limits: Limits,
+    read: Callable[[Mapping[str, Any]], Asked],
+) -> ProblemSets:
+    """The sets of a generator; `read` makes what a problem asks for of a builder's example."""
     with _quiet_tfds():
-        builder = Chains(
-            data_dir=str(data_dir), config=builder_config(settings), file_format="array_record"
-        )
         builder.download_and_prepare()
     sources: Any = builder.as_data_source()
     splits: dict[str, list[Problem]] = {}
-    asked: dict[str, Chain] = {}
+    asked: dict[str, Asked] = {}
     judging = ("final",) if held_out == "final" else ("test", "test_long")
     for split in ("train", "validation", *judging):
         source = sources[split]
         splits[split] = []
         for example in source.__getitems__(range(len(source))):
-            problem = _problem(example, limits)
+            problem = _problem(example, read(example), limits)
             splits[split].append(problem)
-            asked[problem.task_id] = _chain(example)
+            asked[problem.task_id] = read(example)
     return ProblemSets(
-        sft=_View(sources["sft"], lambda example: _problem(example, limits)),
+        sft=_View(sources["sft"], lambda example: _problem(example, read(example), limits)),
         train=splits["train"],
         validation=splits["validation"],
         held_out={split: splits[split] for split in judging},
@@ -152,16 +168,16 @@ def _chain(example: Mapping[str, Any]) -> Chain:
     return Chain(steps, example["names"].decode())
 
 
-def _problem(example: Mapping[str, Any], limits: Limits) -> Problem:
-    chain = _chain(example)
-    hard = sum(step.wording == "hard" for step in chain.steps)
+def _problem(example: Mapping[str, Any], asked: Asked, limits: Limits) -> Problem:
+    parts = asked.steps if isinstance(asked, Chain) else asked.lines
+    hard = sum(part.wording == "hard" for part in parts)
     return Problem(
         task_id=example["task_id"].decode(),
         prompt=example["prompt"].decode(),
         tests=CallTests(tuple(a.decode() for a in example["asserts"])),
         solution=example["completion"].decode(),
-        program_prefix=chain.program_prefix(),
-        horizon=len(chain.steps),
+        program_prefix=asked.program_prefix(),
+        horizon=len(parts),
         difficulty=f"{hard} hard",
         limits=limits,
     )

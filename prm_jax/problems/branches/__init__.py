@@ -1,0 +1,1 @@
+"""The second family of built-in problems: functions with a loop and branches over a total."""

@@ -379,13 +379,14 @@ def test_a_kill_while_preparing_leaves_nothing_that_is_read(sets, tmp_path):
     shutil.rmtree(tmp_path)
 
 
-def test_preparing_needs_no_tensorflow_and_prints_nothing(tmp_path):
+@pytest.mark.parametrize("name", ["chains", "branches"])
+def test_preparing_needs_no_tensorflow_and_prints_nothing(tmp_path, name):
     code = (
         "import sys; from pathlib import Path;"
-        "from prm_jax.config import ChainsConfig, ProblemsConfig;"
+        f"from prm_jax.config import {name.title()}Config as Config, ProblemsConfig;"
         "from prm_jax.problems import load_problems; from prm_jax.types import Limits;"
-        "c = ChainsConfig(sft_pairs=5, train=3, validation=3, test=6);"
-        "load_problems(ProblemsConfig(chains=c), Path(sys.argv[1]), Limits());"
+        "c = Config(sft_pairs=5, train=3, validation=3, test=6);"
+        f"load_problems(ProblemsConfig(name={name!r}, {name}=c), Path(sys.argv[1]), Limits());"
         "assert 'tensorflow' not in sys.modules"
     )
     run = subprocess.run(

@@ -15,9 +15,8 @@ from typing import Any, Generic, TypeVar, overload
 import tensorflow_datasets as tfds
 
 from prm_jax.config import ConfigError, ProblemsConfig
-from prm_jax.problems.branches.builder import Branches, read_function
-from prm_jax.problems.branches.builder import builder_config as branches_config
-from prm_jax.problems.chains.builder import Chains, builder_config
+from prm_jax.problems.branches import builder as branches_builder
+from prm_jax.problems.chains import builder as chains_builder
 from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
 from prm_jax.problems.oracle import Asked
@@ -46,17 +45,13 @@ def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Pro
     settings that cannot be fulfilled and for a set that has nothing to train on.
     """
     if config.name == "chains":
-        chains = Chains(
-            data_dir=str(data_dir), config=builder_config(config.chains), file_format="array_record"
-        )
-        return _generated(chains, config.held_out, limits, _chain)
+        builder = chains_builder.Chains
+        settings = chains_builder.builder_config(config.chains)
+        return _generated(builder, settings, data_dir, config.held_out, limits, _chain)
     if config.name == "branches":
-        branches = Branches(
-            data_dir=str(data_dir),
-            config=branches_config(config.branches),
-            file_format="array_record",
-        )
-        return _generated(branches, config.held_out, limits, read_function)
+        builder, read = branches_builder.Branches, branches_builder.read_function
+        settings = branches_builder.builder_config(config.branches)
+        return _generated(builder, settings, data_dir, config.held_out, limits, read)
     return _benchmark(config, data_dir, limits)
 
 
@@ -95,13 +90,16 @@ def _benchmark(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Proble
 
 
 def _generated(
-    builder: tfds.core.GeneratorBasedBuilder,
+    kind: type[tfds.core.GeneratorBasedBuilder],
+    settings: tfds.core.BuilderConfig,
+    data_dir: Path,
     held_out: str,
     limits: Limits,
     read: Callable[[Mapping[str, Any]], Asked],
 ) -> ProblemSets:
     """The sets of a generator; `read` makes what a problem asks for of a builder's example."""
     with _quiet_tfds():
+        builder = kind(data_dir=str(data_dir), config=settings, file_format="array_record")
         builder.download_and_prepare()
     sources: Any = builder.as_data_source()
     splits: dict[str, list[Problem]] = {}

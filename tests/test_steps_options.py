@@ -183,7 +183,7 @@ def test_a_sampler_of_another_policy_is_weighed_up_to_the_cap():
             POLICY, SCALAR, tx, tx, ONE, shardings(policy), None, prompt_tokens=P,
             temperature=TEMPERATURE, epochs=1, minibatches=1, sampler_cap=cap, **CLIPS,
         )  # fmt: skip
-        policy, _, metrics = run(policy, None, batch, jax.random.key(0))
+        policy, _, metrics = run(policy, None, ({}, {}), batch, jax.random.key(0))
         return policy, metrics
 
     plain, _ = update(batch, 0.0)

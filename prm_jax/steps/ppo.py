@@ -186,22 +186,67 @@ def make_update(
     [TrainState, TrainState | None, Any, PPOBatch, jax.Array],
     tuple[TrainState, TrainState | None, Metrics],
 ]:
-    """A jitted `(policy, critic, frozen, batch, key) -> (policy, critic, metrics)`.
+    """`make_policy_update` and `make_critic_update` of the same minibatches, one after the other.
 
-    Policy and critic are donated; `frozen` is the pair of the parameters of theirs that do not
-    train (model/lora.py).
+    A function `(policy, critic, frozen, batch, key) -> (policy, critic, metrics)`; `frozen` is the
+    pair of their parameters that do not train (model/lora.py). They are two programs, so that the
+    activations of one model are gone before those of the other come. A critic of None, with
+    shardings of None, is not trained and stays None.
+    """
+    shared = {"prompt_tokens": prompt_tokens, "epochs": epochs, "minibatches": minibatches}
+    update_policy = make_policy_update(
+        policy,
+        policy_tx,
+        mesh,
+        policy_shardings,
+        temperature=temperature,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        sampler_cap=sampler_cap,
+        **shared,
+    )
+    update_critic = None
+    if critic_shardings is not None:
+        update_critic = make_critic_update(
+            scalar, critic_tx, mesh, critic_shardings, value_clip=value_clip, **shared
+        )
+
+    def update(
+        policy_state: TrainState, critic_state: TrainState | None, frozen, batch: PPOBatch, key
+    ):
+        policy_state, metrics = update_policy(policy_state, frozen[0], batch, key)
+        if critic_state is None or update_critic is None:
+            return policy_state, None, metrics
+        critic_state, value_metrics = update_critic(critic_state, frozen[1], batch, key)
+        return policy_state, critic_state, metrics | value_metrics
+
+    return update
+
+
+def make_policy_update(
+    policy: PolicyModel,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    prompt_tokens: int,
+    epochs: int,
+    minibatches: int,
+    temperature: float,
+    clip_low: float,
+    clip_high: float,
+    sampler_cap: float = 0.0,
+) -> Callable[[TrainState, Any, PPOBatch, jax.Array], tuple[TrainState, Metrics]]:
+    """A jitted `(policy, frozen, batch, key) -> (policy, metrics)` that donates the policy.
 
     Each epoch shuffles the rollout and splits it into minibatches, one optimizer step each; the
     metrics are means over all of them. The new log-probs are taken at the sampler's temperature,
-    since the ratio pi_new / pi_old compares two policies of one kind. A critic of None, with
-    shardings of None, is not trained and stays None.
+    since the ratio pi_new / pi_old compares two policies of one kind.
 
     `sampler_cap` > 0 takes the ratio to the policy as the trainer computes it before the first
     step (one more forward pass), and weighs each token by `sampler_weights`. The weights are not
     negative, so it is the same to multiply the advantages by them.
     """
-    rows = batch_sharding(mesh)
-    value_loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=value_clip)
 
     def logps(trained, frozen, batch: PPOBatch):
         return token_logps(
@@ -220,9 +265,9 @@ def make_update(
         batch = dataclasses.replace(batch, logp=logp, advantages=weights * batch.advantages)
         return batch, {"policy/sampler_weight": mean}
 
-    def policy_loss(trained, frozen, batch: PPOBatch):
+    def loss(trained, frozen, batch: PPOBatch):
         logp, entropy = logps(trained, frozen, batch)
-        loss, metrics = ppo_policy_loss(
+        value, metrics = ppo_policy_loss(
             logp,
             batch.logp,
             batch.advantages,
@@ -231,45 +276,23 @@ def make_update(
             clip_high=clip_high,
         )
         entropy = masked_mean(jax.lax.stop_gradient(entropy), batch.completion_mask)
-        return loss, metrics | {"policy/loss": loss, "policy/entropy": entropy}
+        return value, metrics | {"policy/loss": value, "policy/entropy": entropy}
 
-    policy_grad = jax.grad(policy_loss, has_aux=True)
+    def step(state: TrainState, frozen, batch: PPOBatch) -> tuple[TrainState, Metrics]:
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen, batch)
+        state, norm = apply_gradients(state, grads, tx)
+        return state, metrics | {"policy/grad_norm": norm}
 
-    def minibatch_step(states, frozen, batch: PPOBatch):
-        policy_state, critic_state = states
-        batch = jax.lax.with_sharding_constraint(batch, rows)
-        grads, policy_metrics = policy_grad(policy_state.params, frozen[0], batch)
-        policy_state, policy_norm = apply_gradients(policy_state, grads, policy_tx)
-        metrics = policy_metrics | {"policy/grad_norm": policy_norm}
-        if critic_state is not None:
-            critic_state, value_metrics = _critic_step(
-                critic_state, frozen[1], batch, value_loss, critic_tx
-            )
-            metrics |= value_metrics
-        return (policy_state, critic_state), metrics
-
-    def update(
-        policy_state: TrainState, critic_state: TrainState | None, frozen, batch: PPOBatch, key
-    ):
+    def update(state: TrainState, frozen, batch: PPOBatch, key):
         weights: Metrics = {}
         if sampler_cap:
-            batch, weights = weighted(policy_state.params, frozen[0], batch)
-        order = _minibatch_rows(key, batch.tokens.shape[0], epochs, minibatches)
-        (policy_state, critic_state), metrics = jax.lax.scan(
-            lambda states, index: minibatch_step(
-                states, frozen, jax.tree.map(lambda x: x[index], batch)
-            ),
-            (policy_state, critic_state),
-            order,
+            batch, weights = weighted(state.params, frozen, batch)
+        state, metrics = _minibatch_steps(
+            step, state, frozen, batch, key, mesh, epochs, minibatches
         )
-        return policy_state, critic_state, jax.tree.map(jnp.mean, metrics) | weights
+        return state, metrics | weights
 
-    return jax.jit(
-        update,
-        in_shardings=(policy_shardings, critic_shardings, None, rows, replicated(mesh)),
-        out_shardings=(policy_shardings, critic_shardings, replicated(mesh)),
-        donate_argnums=(0, 1),
-    )
+    return _jit_update(update, mesh, shardings)
 
 
 def make_critic_update(
@@ -281,38 +304,50 @@ def make_critic_update(
     prompt_tokens: int,
     epochs: int,
     minibatches: int,
+    value_clip: float = math.inf,
 ) -> Callable[[TrainState, Any, PPOBatch, jax.Array], tuple[TrainState, Metrics]]:
     """A jitted `(critic, frozen, batch, key) -> (critic, metrics)` that donates the critic.
 
-    What `make_update` does to the critic, without a clip and without the policy: with returns of
-    lambda 1 under a fixed policy it brings a critic to what that policy earns before PPO begins.
+    By itself and without a clip, with returns of lambda 1 under a fixed policy, it brings a critic
+    to what that policy earns before PPO begins.
 
     Source: VC-PPO, arXiv 2503.01491 (value pretraining).
     """
-    rows = batch_sharding(mesh)
-    value_loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=math.inf)
+    loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=value_clip)
 
-    def minibatch_step(critic_state: TrainState, frozen, batch: PPOBatch):
-        batch = jax.lax.with_sharding_constraint(batch, rows)
-        return _critic_step(critic_state, frozen, batch, value_loss, critic_tx)
+    def step(state: TrainState, frozen, batch: PPOBatch) -> tuple[TrainState, Metrics]:
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen, batch)
+        state, norm = apply_gradients(state, grads, critic_tx)
+        return state, metrics | {"value/grad_norm": norm}
 
-    def update(critic_state: TrainState, frozen, batch: PPOBatch, key):
-        order = _minibatch_rows(key, batch.tokens.shape[0], epochs, minibatches)
-        critic_state, metrics = jax.lax.scan(
-            lambda state, index: minibatch_step(
-                state, frozen, jax.tree.map(lambda x: x[index], batch)
-            ),
-            critic_state,
-            order,
-        )
-        return critic_state, jax.tree.map(jnp.mean, metrics)
+    def update(state: TrainState, frozen, batch: PPOBatch, key):
+        return _minibatch_steps(step, state, frozen, batch, key, mesh, epochs, minibatches)
 
+    return _jit_update(update, mesh, critic_shardings)
+
+
+def _jit_update(update, mesh: Mesh, shardings: TrainState):
     return jax.jit(
         update,
-        in_shardings=(critic_shardings, None, rows, replicated(mesh)),
-        out_shardings=(critic_shardings, replicated(mesh)),
+        in_shardings=(shardings, None, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _minibatch_steps(
+    step, state: TrainState, frozen, batch: PPOBatch, key, mesh: Mesh, epochs: int, minibatches: int
+) -> tuple[TrainState, Metrics]:
+    """`step` on each minibatch of each epoch in turn, and the means of its metrics."""
+    rows = batch_sharding(mesh)
+
+    def of_minibatch(state: TrainState, index: jax.Array):
+        minibatch = jax.tree.map(lambda x: x[index], batch)
+        return step(state, frozen, jax.lax.with_sharding_constraint(minibatch, rows))
+
+    order = _minibatch_rows(key, batch.tokens.shape[0], epochs, minibatches)
+    state, metrics = jax.lax.scan(of_minibatch, state, order)
+    return state, jax.tree.map(jnp.mean, metrics)
 
 
 def _value_loss(scalar: ScalarModel, *, prompt_tokens: int, value_clip: float):
@@ -330,14 +365,6 @@ def _value_loss(scalar: ScalarModel, *, prompt_tokens: int, value_clip: float):
         return loss, metrics | {"value/loss": loss}
 
     return value_loss
-
-
-def _critic_step(
-    state: TrainState, frozen, batch: PPOBatch, value_loss, tx: optax.GradientTransformation
-):
-    grads, metrics = jax.grad(value_loss, has_aux=True)(state.params, frozen, batch)
-    state, norm = apply_gradients(state, grads, tx)
-    return state, metrics | {"value/grad_norm": norm}
 
 
 def _minibatch_rows(key: jax.Array, n_rows: int, epochs: int, minibatches: int) -> jax.Array:

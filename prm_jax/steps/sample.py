@@ -62,11 +62,56 @@ def make_sampler(
     if model.pad_id in eos_ids:
         raise ValueError(f"eos_ids = {tuple(eos_ids)} has PAD, which is never chosen: leave it out")
     _check_choice(temperature, top_p, top_k)
-    rows = batch_sharding(mesh)
-    everywhere = replicated(mesh)
     table = None
     if stops is not None and stops.strings:
-        table = jax.device_put(_of_vocabulary(stops, model.vocab_size), everywhere)
+        table = jax.device_put(_of_vocabulary(stops, model.vocab_size), replicated(mesh))
+    jitted = sampling_program(
+        model,
+        mesh,
+        completion_tokens=completion_tokens,
+        samples_per_prompt=samples_per_prompt,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        eos_ids=eos_ids,
+    )
+
+    def under_mesh(
+        params: Any, tokens: Any, valid: Any, budget: Any, key: jax.Array, stop_state: Any = None
+    ) -> Samples:
+        if tokens.shape[0] % batch_shards(mesh):
+            raise ValueError(
+                f"{tokens.shape[0]} prompts do not divide over the {batch_shards(mesh)} devices of "
+                "mesh axes data x fsdp: pad them with prompts of budget 0"
+            )
+        if stops is None and stop_state is not None:
+            raise ValueError("stop_state is not allowed: this sampler was made without stops")
+        if table is None:
+            stop_state = None
+        elif stop_state is None:
+            assert stops is not None
+            stop_state = np.full(tokens.shape[0], stops.start(), np.int32)
+        with jax.set_mesh(mesh):
+            return jitted(params, tokens, valid, budget, key, stop_state, table)
+
+    return under_mesh
+
+
+def sampling_program(
+    model: PolicyModel,
+    mesh: Mesh,
+    *,
+    completion_tokens: int,
+    samples_per_prompt: int,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    eos_ids: Sequence[int],
+) -> Any:
+    """What `make_sampler` runs: jitted, `(params, tokens, valid, budget, key, stop_state, table)`.
+
+    Without stop strings the last two are None.
+    """
 
     def sample(
         params: Any, tokens: Array, valid: Array, budget: Array, key: Array, stop_state: Any,
@@ -129,31 +174,12 @@ def make_sampler(
         )
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
-    jitted = jax.jit(
+    rows, everywhere = batch_sharding(mesh), replicated(mesh)
+    return jax.jit(
         sample,
         in_shardings=(shardings, rows, rows, rows, everywhere, rows, everywhere),
         out_shardings=rows,
     )
-
-    def under_mesh(
-        params: Any, tokens: Any, valid: Any, budget: Any, key: jax.Array, stop_state: Any = None
-    ) -> Samples:
-        if tokens.shape[0] % batch_shards(mesh):
-            raise ValueError(
-                f"{tokens.shape[0]} prompts do not divide over the {batch_shards(mesh)} devices of "
-                "mesh axes data x fsdp: pad them with prompts of budget 0"
-            )
-        if stops is None and stop_state is not None:
-            raise ValueError("stop_state is not allowed: this sampler was made without stops")
-        if table is None:
-            stop_state = None
-        elif stop_state is None:
-            assert stops is not None
-            stop_state = np.full(tokens.shape[0], stops.start(), np.int32)
-        with jax.set_mesh(mesh):
-            return jitted(params, tokens, valid, budget, key, stop_state, table)
-
-    return under_mesh
 
 
 def _of_vocabulary(stops: StopTable, vocab_size: int) -> np.ndarray:

@@ -50,6 +50,16 @@ def new_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> Trai
     )(jax.tree.map(jnp.copy, params))
 
 
+def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """What `new_state` would make of parameters of these shapes and shardings, without any."""
+    state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, tx.init(p)), params)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        state,
+        state_shardings(params, tx, mesh),
+    )
+
+
 def state_shardings(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The shardings of a train state: moments lie as their parameters, scalars on every device."""
     return TrainState(

@@ -1,5 +1,6 @@
 """The runs of a study, with a stand-in for the trainer: what is shared, resumed, written down."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from micro import get_config
 from prm_jax.config import Config, ConfigError
 from prm_jax.config_file import read_config
 from prm_jax.stages.run import Run
-from prm_jax.study import Arm, Study, with_settings
+from prm_jax.study import Arm, Study, load_study, with_settings
 from prm_jax.study.__main__ import main
 from prm_jax.study.records import read_records
 from prm_jax.study.runner import Runner, core_sets
@@ -122,6 +123,26 @@ def test_redrawing_rl_only_takes_everything_else_from_the_first_seed():
     assert runs["dense", 4].keys["rl"] == runs["ppo", 3].keys["rl"] != runs["ppo", 4].keys["rl"]
 
 
+def test_an_arm_may_ask_for_some_of_the_seeds():
+    arms = (*ARMS[:3], Arm("min", {"dense.form": "min"}, seeds=(1, 5)))
+    runs = runs_of(study(arms=arms, seeds=(0, 1, 2)))
+    assert [seed for arm, seed in runs if arm == "min"] == [1]
+    assert len(runs) == 3 * 3 + 1
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "studies").glob("*.py")))
+def test_every_study_of_the_repository_can_be_run(path):
+    found = load_study(path)
+    assert found.name == path.stem and len(found.seeds) >= 3
+    runs = study_runs(found)
+    seeds = Counter(run.arm.name for run in runs)
+    assert min(seeds.values()) >= 3  # no arm's result is from one seed
+    assert all(arm.about for arm in found.arms)
+    study_runs(dataclasses.replace(found, redraw="rl"))
+    if found.config.problems.chains.final:
+        study_runs(found, final=True)
+
+
 def test_the_digest_is_that_of_results_json():
     for run in study_runs(study()):
         same = Run(**dict.fromkeys(Run.__dataclass_fields__) | {"config": run.config})  # type: ignore
@@ -141,6 +162,7 @@ def test_the_digest_is_that_of_results_json():
         ({"arms": (*ARMS, Arm("x", through="rl_prm"))}, "through"),
         ({"baseline": "pop"}, "baseline = 'pop'.*'ppo'"),
         ({"ordering": ("sft", "best")}, "ordering = 'best'"),
+        ({"arms": (*ARMS, Arm("x", seeds=(7,)))}, "x: seeds"),
         ({"seeds": ()}, "seeds"),
         ({"seeds": (1, 1)}, "seeds"),
         ({"redraw": "none"}, "redraw"),

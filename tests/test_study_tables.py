@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_study import ARMS, study
 
+from prm_jax.study import Arm
 from prm_jax.study.intervals import estimate
 from prm_jax.study.records import described
 from prm_jax.study.runs import study_runs
-from prm_jax.study.tables import bad_lines, markdown, set_table
+from prm_jax.study.tables import SetTable, bad_lines, markdown, set_tables
 
 SEEDS = (0, 1, 2)
 STUDY = study(
@@ -45,6 +46,13 @@ PASSES = {
     "ppo": [[4, 4], [6, 4], [6, 6]],  # .4, .5, .6
     "dense": [[5, 4], [4, 6], [9, 4]],  # .45, .5, .65
 }
+
+
+def set_table(a_study, runs, records) -> SetTable | None:
+    """The table of the only set."""
+    tables = set_tables(a_study, runs, records)
+    assert len(tables) <= 1
+    return tables[0] if tables else None
 
 
 # ------------------------------------------------------------------------------------- intervals
@@ -173,12 +181,18 @@ def test_a_line_that_is_older_than_a_setting_counts_while_the_setting_is_at_its_
 
 
 def test_what_is_judged_on_other_problems_is_not_compared_with_them():
-    records = lines(PASSES)
-    for r in records:
-        if r["arm"] == "dense":
-            r["passes"] = [*r["passes"], 5]
-    table = set_table(STUDY, RUNS, records)
-    assert table is not None and table.arms[2].difference is None
+    others = (
+        Arm("long", {"problems.chains.test": 9}),
+        Arm("branches", {"problems.name": "branches"}),
+    )
+    one = study(arms=(*ARMS[:3], *others), seeds=SEEDS, ordering=("ppo", "branches"))
+    records = [line(run, [5, 5]) | described(one, run) for run in study_runs(one)]
+    chains, branches = set_tables(one, study_runs(one), records)
+    assert [chains.name, branches.name] == ["chains/test", "branches/test"]
+    assert [arm.name for arm in chains.arms] == ["sft", "ppo", "dense", "long"]
+    assert [arm.difference is None for arm in chains.arms] == [False, True, False, True]
+    assert [arm.name for arm in branches.arms] == ["branches"]
+    assert branches.arms[0].difference is None and not chains.ordering and not branches.ordering
 
 
 def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):

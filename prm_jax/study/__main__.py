@@ -15,7 +15,7 @@ from prm_jax.study.arms import Study, load_study
 from prm_jax.study.records import finished, lines_of, read_records
 from prm_jax.study.runner import TRAIN, Runner, stopping_on_sigterm
 from prm_jax.study.runs import StudyRun, study_runs
-from prm_jax.study.tables import bad_lines, markdown, set_table
+from prm_jax.study.tables import bad_lines, markdown, set_tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def write_page(study: Study, out: Path) -> None:
     sets = [study_runs(study)]
     if any(r["set"].endswith("/final") for r in records):
         sets.append(study_runs(study, final=True))
-    tables = [table for runs in sets if (table := set_table(study, runs, records)) is not None]
+    tables = [table for runs in sets for table in set_tables(study, runs, records)]
     bad = bad_lines(study, [run for runs in sets for run in runs], records)
     (out / f"{study.name}.md").write_text(markdown(study, tables, bad), encoding="utf-8")
     page = write_study(out / f"{study.name}.html", study=study, tables=tables, bad=bad)

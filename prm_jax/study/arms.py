@@ -29,6 +29,8 @@ class Arm:
     and labels and PRM stay what they were. Stages that agree are shared without it."""
     through: str = "prm"
     """The last stage that is taken from the arm `shares`."""
+    seeds: tuple[int, ...] = ()
+    """Only these of the study's seeds; empty: all of them."""
     about: str = ""
     """A few words for the tables."""
 
@@ -89,6 +91,8 @@ class Study:
                     f"{arm.name}: shares = {arm.shares!r} is no arm listed before it; "
                     f"{_nearest(arm.shares, names[:i])}"
                 )
+            if arm.seeds and not set(arm.seeds) & set(self.seeds):
+                raise ConfigError(f"{arm.name}: seeds = {arm.seeds} holds none of {self.seeds}")
             self.config_of(arm, self.seeds[0])  # refuses bad settings before any work
 
     def arm(self, name: str) -> Arm:

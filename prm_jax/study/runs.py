@@ -68,7 +68,12 @@ def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
 
     Raises ConfigError if a stage that a run must share is made by no run of the study.
     """
-    runs = [_run(study, arm, seed, final) for seed in study.seeds for arm in study.arms]
+    runs = [
+        _run(study, arm, seed, final)
+        for seed in study.seeds
+        for arm in study.arms
+        if not arm.seeds or seed in arm.seeds
+    ]
     makers = {run.keys[stage] for run in runs for stage in run.made}
     for run in runs:
         for stage in run.stages:

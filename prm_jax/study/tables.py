@@ -69,8 +69,19 @@ class SetTable:
         return sorted({seed for arm in self.arms for seed in arm.by_seed})
 
 
-def set_table(study: Study, runs: Sequence[StudyRun], records: Sequence[Record]) -> SetTable | None:
-    """The table of these runs; None if none of them is finished."""
+def set_tables(study: Study, runs: Sequence[StudyRun], records: Sequence[Record]) -> list[SetTable]:
+    """A table for each set of problems on which some of these runs are finished."""
+    tables = []
+    for name in dict.fromkeys(run.set_name for run in runs):
+        there = [run for run in runs if run.set_name == name]
+        tables.append(_set_table(study, there, records))
+    return [table for table in tables if table is not None]
+
+
+def _set_table(
+    study: Study, runs: Sequence[StudyRun], records: Sequence[Record]
+) -> SetTable | None:
+    """The table of runs on one set; None if none of them is finished."""
     found = finished(study, runs, records)
     lines = {(run.arm.name, run.seed): found[run.name] for run in runs if run.name in found}
     if not lines:
@@ -79,12 +90,14 @@ def set_table(study: Study, runs: Sequence[StudyRun], records: Sequence[Record])
         arm.name: {seed: lines[arm.name, seed] for seed in study.seeds if (arm.name, seed) in lines}
         for arm in study.arms
     }
+    here = {run.arm.name for run in runs}
     return SetTable(
         name=runs[0].set_name,
-        arms=[_row(study, arm.name, arm.about, by_arm) for arm in study.arms],
+        arms=[_row(study, arm.name, arm.about, by_arm) for arm in study.arms if arm.name in here],
         ordering=[
             Step(low, high, _paired(study, by_arm[high], by_arm[low]))
             for low, high in zip(study.ordering, study.ordering[1:], strict=False)
+            if {low, high} <= here
         ],
     )
 
@@ -134,7 +147,8 @@ def _judged(record: Record) -> dict[str, float]:
 def _paired(study: Study, ours: dict[int, Record], theirs: dict[int, Record]) -> Estimate | None:
     """Our rates less theirs, over the seeds that both have; None if the problems differ."""
     seeds = [seed for seed in ours if seed in theirs]
-    if not seeds or len({len(r[s]["passes"]) for r in (ours, theirs) for s in seeds}) > 1:
+    problems = [records[s]["config"]["problems"] for s in seeds for records in (ours, theirs)]
+    if not seeds or any(other != problems[0] for other in problems):
         return None
     a, b = (_rates([records[seed] for seed in seeds]) for records in (ours, theirs))
     return estimate(a - b, confidence=study.confidence)
@@ -179,7 +193,7 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
             )
         )  # fmt: skip
         if table.ordering:
-            parts.append("Expected order, with differences in standard errors over seeds:")
+            parts.append("Expected order, beyond two standard errors over seeds:")
             parts.append("\n".join(f"- {_said(step)}" for step in table.ordering))
         parts.append(
             _table(
@@ -254,8 +268,8 @@ def _said(step: Step) -> str:
         return f"{names}: not known, fewer than two seeds have both"
     d = step.difference
     assert d.standard_error is not None
-    ratio = d.value / d.standard_error if d.standard_error else math.inf
-    return f"{names}: {'yes' if step.holds else 'no'}, {100 * d.value:+.1f} points, {ratio:.1f} SE"
+    error = f"standard error {100 * d.standard_error:.1f}"
+    return f"{names}: {'yes' if step.holds else 'no'}, {100 * d.value:+.1f} points, {error}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,146 @@
+"""Does process supervision help, by how much, and which of its choices matter?
+
+    python -m prm_jax.study --study studies/default.py            # development problems
+    python -m prm_jax.study --study studies/default.py --final    # once, when nothing will change
+
+Every seed draws SFT, the baseline, labels and PRM anew. The arms that the question is about have
+five seeds; those that change one choice of labels, PRM or reward have three. At the size of
+configs/tiny.py.
+"""
+
+import dataclasses
+
+from prm_jax.config import ChainsConfig, Config, ProblemsConfig
+from prm_jax.study import Arm, Study
+
+SOME = (0, 1, 2)  # seeds of the arms that change one choice
+# A PRM arm samples, beside its own 12,800 rollouts, those of the baseline, 4,000 responses and
+# about 60,000 completions: PPO with all of these is 700 steps.
+EQUAL_TOTAL_STEPS = 700
+
+
+def _only_some(*arms: Arm) -> tuple[Arm, ...]:
+    return tuple(dataclasses.replace(arm, seeds=SOME) for arm in arms)
+
+
+BASELINES = (
+    Arm("sft", measure="sft", about="imitates solved problems"),
+    Arm("ppo", measure="rl", about="PPO on unit tests"),
+    Arm("partial", {"ppo.outcome": "partial"}, measure="rl", about="credit for passed tests"),
+    Arm(
+        "grpo",
+        {"ppo.advantage": "group", "ppo.samples_per_prompt": 8},
+        measure="rl",
+        about="group baseline, no critic",
+    ),
+    Arm(
+        "ppo_equal_total",
+        {"ppo.steps": EQUAL_TOTAL_STEPS},
+        measure="rl",
+        about="PPO with as many programs as labels and both runs of RL take",
+    ),
+)
+
+PROCESS = (
+    Arm("dense", about="DenseReward: the PRM's scores as line rewards"),
+    Arm("value", {"dense.enabled": False, "value_init": True}, about="ValueInit: PRM as critic"),
+    Arm("both", {"value_init": True}, about="DenseReward and ValueInit"),
+    Arm("perfect", {"dense.source": "oracle"}, about="dense rewards from the exact oracle"),
+    Arm(
+        "perfect_both",
+        {"dense.source": "oracle", "value_init": True},
+        about="the same, and the critic from the PRM",
+    ),
+)
+
+REWARDS = _only_some(
+    Arm("progress", {"dense.form": "progress"}, about="reward of a line: score less the last"),
+    Arm("min", {"dense.form": "min"}, about="the worst line only"),
+    Arm(
+        "good_prefix",
+        {"dense.form": "good_prefix", "dense.lam_fail": 0.5, "dense.lam_pass": 0.0},
+        about="the lines before the first error",
+    ),
+    Arm("failing_only", {"dense.lam_pass": 0.0}, about="line rewards of failing programs only"),
+    Arm("passing_only", {"dense.lam_fail": 0.0}, about="line rewards of passing programs only"),
+    Arm(
+        "paper_weights",
+        {"dense.lam_fail": 0.25, "dense.lam_pass": 0.025},
+        about="weights of the paper: .25 and .025",
+    ),
+    Arm(
+        "not_normalised",
+        {"dense.length_normalised": False, "dense.allow_rank_inversion": True},
+        about="without the division by the number of lines",
+    ),
+    Arm(
+        "unbounded",
+        {"dense.lam_fail": 2.0, "dense.lam_pass": 2.0, "dense.allow_rank_inversion": True},
+        about="weights that can rank a failing program above a passing one",
+    ),
+)
+
+CRITIC = _only_some(
+    Arm(
+        "critic_warmup",
+        {"value_init": True, "ppo.critic_warmup_steps": 10},
+        shares="both",
+        about="both, the critic trained on returns before PPO",
+    ),
+    Arm(
+        "decoupled_lambda",
+        {"ppo.critic_lambda": 1.0},
+        shares="dense",
+        about="critic's returns with lambda 1",
+    ),
+)
+
+LABELS = _only_some(
+    Arm(
+        "commented",
+        {"label.neutral_comments": False},
+        about="comments labelled as any other line",
+    ),
+    Arm(
+        "completer_policy",
+        {"label.completer": "policy"},
+        about="completed by whoever wrote the response (paper)",
+    ),
+    Arm("k4", {"label.samples_per_prefix": 4}, about="K = 4 completions per prefix"),
+    Arm("k20", {"label.samples_per_prefix": 20}, about="K = 20 (paper)"),
+    Arm("cool_labels", {"label.temperature": 0.6}, about="labelled at temperature 0.6"),
+    Arm("dense_search", {"label.search": "dense"}, about="every prefix probed"),
+    Arm(
+        "soft_labels",
+        {"prm.target": "rate", "label.wave": 8},
+        about="shares of passing completions as targets",
+    ),
+)
+
+PRMS = _only_some(
+    Arm("all_lines", {"prm.loss_on": "all"}, about="PRM's loss on all lines (paper)"),
+    Arm("outcome_model", {"prm.loss_on": "outcome"}, about="an outcome model for a PRM"),
+    Arm("remove_hard", {"prm.selection": "remove_hard"}, about="without Wrong responses"),
+    Arm("medium_only", {"prm.selection": "medium_only"}, about="problems of medium difficulty"),
+    Arm(
+        "revised_only",
+        {"prm.selection": "revised_only", "prm.loss_on": "all"},
+        about="Revised responses, loss on all lines (paper)",
+    ),
+)
+
+
+def get_study() -> Study:
+    return Study(
+        name="default",
+        config=Config(
+            value_init=False,
+            problems=ProblemsConfig(chains=ChainsConfig(test=250, final=500)),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+        baseline="ppo",
+        ordering=("sft", "ppo", "dense", "perfect"),
+        greedy=True,
+        arms=(*BASELINES, *PROCESS, *REWARDS, *CRITIC, *LABELS, *PRMS),
+        about="PPO on unit tests with and without process supervision, and one choice at a time.",
+    )

@@ -25,6 +25,8 @@ def as_computed(params: Any, config: ModelConfig) -> Any:
     Kernels, biases, adapters, embedding and token head become `dtype`, to which every forward pass
     converts them anyway; scales of norms and the scalar head stay float32.
     """
+    if config.dtype == "float32":
+        return params
 
     def computed(path: Any, x: jax.Array) -> jax.Array:
         name = path[-1].key

@@ -15,6 +15,7 @@ import numpy as np
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import ConfigError, DenseConfig
 from prm_jax.metrics import Progress
+from prm_jax.model.linear import as_computed
 from prm_jax.model.lora import join, split_trainable
 from prm_jax.rl.lines import line_end_mask
 from prm_jax.rl.rewards import partial_credit, partial_credit_gap
@@ -53,8 +54,12 @@ def rl_prm(run: Run) -> None:
     """PPO with the PRM, as a dense reward and/or as the critic's start."""
     check_outcome(run)
     check_source(run)
-    prm = run.restore("prm/model", run.scalar) if reads_prm(run.config) else None
-    _ppo(run, "rl_prm", prm=prm, truth=asks_oracle(run.config))
+    _ppo(
+        run,
+        "rl_prm",
+        prm=run.restore("prm/model", run.scalar) if reads_prm(run.config) else None,
+        truth=asks_oracle(run.config),
+    )
 
 
 def check_outcome(run: Run) -> None:
@@ -152,6 +157,13 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
             )  # fmt: skip
             critic = new_state(warmed, critic_tx, run.mesh)
     frozen = (policy_frozen, critic_frozen)
+    if not run.config.model.lora_rank:  # with adapters, all of them share the frozen parameters
+        # What is only read from here on needs no more than the layers' precision.
+        reference = as_computed(reference, run.config.model)
+        if dense_prm is not None:
+            dense_prm = as_computed(dense_prm, run.config.model)
+    del prm, trained
+    critic_params = None
     update = make_update(
         run.policy,
         run.scalar,

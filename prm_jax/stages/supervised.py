@@ -43,6 +43,7 @@ def fit(
     )
     trained, frozen = split_trainable(params)
     state = new_state(trained, tx, run.mesh)
+    del params, trained  # the state has copies of its own
     step_fn = make_step(tx, jax.tree.map(lambda x: x.sharding, state))
     with (
         Checkpoints(run.workdir / stage / "state", keep=1) as states,

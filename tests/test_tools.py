@@ -261,8 +261,8 @@ def best_of(n: int, scores: np.ndarray, passed: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def write_problems(run: Path, path: Path) -> None:
-    """The held-out problems of a run as a file of one's own."""
+def write_problems(run: Path, path: Path) -> dict[str, str]:
+    """The held-out problems of a run as a file of one's own; their solutions by prompt."""
     config = chosen.choose_config(chosen.ModelChoice(run))
     sets = chosen.read_split(chosen.ModelChoice(run), config, "chains", "test", Path())
     rows = [
@@ -271,15 +271,25 @@ def write_problems(run: Path, path: Path) -> None:
         for p in sets.held_out["test"]
     ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {row["prompt"]: row["solution"] for row in rows}
 
 
 @pytest.mark.parametrize("n", [2, SAMPLES])
 @pytest.mark.parametrize("kind", ["its own PRM", "one with another tokenizer"])
-def test_best_of_n_follows_the_scores_that_score_gives(run, evaluated, tmp_path, kind, n):
-    """A PRM with a tokenizer of its own reads the programs, not the policy's tokens."""
+def test_best_of_n_follows_the_scores_that_score_gives(run, tmp_path, monkeypatch, kind, n):
+    """A PRM with a tokenizer of its own reads the programs, not the policy's tokens.
+
+    The answers are scripted: text that the policy's tokenizer gives the same tokens again.
+    """
     prm_path = run if kind == "its own PRM" else scripted.model(tmp_path / "prm", prm=True)
     problems, out = tmp_path / "problems.jsonl", tmp_path / "out"
-    write_problems(run, problems)
+    solutions = write_problems(run, problems)
+
+    def answer(start: str, k: int) -> str:
+        right = (len(start) + k) % 4 == 0
+        return solutions[start] if right else f"    # {k}\n    return [{len(start) * k}]\n"
+
+    scripted.play(monkeypatch, run / "tokenizer.json", answer)
     more = ("--problems", str(problems), "--best-of", f"{n}", "--prm", str(prm_path))
     assert evaluate.main(arguments(run, out, *more)) == 0
     found = results(out)["best_of_n"]

@@ -23,6 +23,7 @@ from prm_jax.pretrained import (
     PretrainedError,
     load_params,
     read_model_config,
+    save,
     save_policy,
     save_scalar,
 )
@@ -124,7 +125,44 @@ def test_adapters_are_folded_in(tmp_path, tokenizer):
     params = random_params(model)
     save_policy(params, model, tmp_path / "out", tokenizer_from=tokenizer, card="")
     plain = PolicyModel(TINY, model.vocab_size, 0)
-    assert_same(load_params(tmp_path / "out", plain, one_device()), merge_lora(params, lora))
+    read = load_params(tmp_path / "out", plain, one_device())
+    assert_merged(read, jax.device_get(params), scale=lora.lora_alpha / 2)
+
+
+def assert_merged(merged, params, scale):
+    """W + alpha / rank A B, in NumPy; gate and up are two such kernels in one."""
+    for name, value in params.items():
+        if isinstance(value, dict):
+            assert_merged(merged[name], value, scale)
+        elif name.endswith("_kernel"):
+            a, b = (params[name.removesuffix("kernel") + end] for end in ("lora_a", "lora_b"))
+            if name == "gate_up_kernel":
+                product = np.stack([a[:, part] @ b[part] for part in (0, 1)], axis=1)
+            else:
+                rank = a.shape[-1]
+                product = (a.reshape(-1, rank) @ b.reshape(rank, -1)).reshape(value.shape)
+            np.testing.assert_allclose(merged[name], value + scale * product, rtol=1e-5, atol=1e-4)
+        elif "_lora_" not in name:
+            np.testing.assert_array_equal(merged[name], value)
+
+
+def test_adapters_are_folded_in_one_kernel_at_a_time(tmp_path, tokenizer, monkeypatch):
+    """A second copy of all kernels would not fit beside a large model."""
+    model = PolicyModel(dataclasses.replace(TINY, layers=6, lora_rank=2), 300, 0)
+    params = random_params(model)
+    largest = max(x.nbytes for x in jax.tree.leaves(params))
+
+    def n_bytes():
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    before, seen = n_bytes(), []
+
+    def write(folder, shapes, dtype, tensors):
+        seen.extend(n_bytes() for _ in tensors)
+
+    monkeypatch.setattr(save, "write_safetensors", write)
+    save_policy(params, model, tmp_path / "out", tokenizer_from=tokenizer, card="")
+    assert max(seen) - before <= 2 * largest
 
 
 def test_bfloat16_weights_are_the_float32_ones_rounded(tmp_path, tokenizer):

@@ -210,6 +210,14 @@ def test_a_token_classifier_is_a_scalar_model(tmp_path):
         ),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "'longrope'"),
+        (
+            {"rope_scaling": {"rope_type": "yarn"}, "max_position_embeddings": None},
+            "'yarn' has no factor",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear"}, "max_position_embeddings": None},
+            "'linear' has no factor",
+        ),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary"),
         ({"hidden_size": None}, "hidden_size = None"),
         ({"num_key_value_heads": 3}, "model.kv_heads = 3"),
@@ -277,6 +285,29 @@ def test_a_file_that_was_cut_off_is_named(tmp_path, keep):
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(PretrainedError, match=r"model\.safetensors"):
         load_params(path, model, one_device())
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "data_offsets", "bytes", "null", "negative"])
+def test_a_header_that_contradicts_itself_is_named_with_its_tensor(tmp_path, change):
+    path = tiny_checkpoints.write(tmp_path, LLAMA)
+    model = PolicyModel(read_model_config(path), VOCAB, PAD)
+    file, name = path / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    entry = header[name]
+    if change in entry:
+        del entry[change]
+    elif change == "null":
+        entry["shape"] = None
+    else:
+        begin, end = entry["data_offsets"]
+        entry["data_offsets"] = [begin, end - 4] if change == "bytes" else [begin - end, 0]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    with pytest.raises(PretrainedError) as error:
+        load_params(path, model, one_device())
+    assert str(file) in str(error.value) and name in str(error.value)
 
 
 # ---------------------------------------------------------------------------- rotary positions

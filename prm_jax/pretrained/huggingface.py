@@ -118,7 +118,12 @@ def _parse_rope(settings: Mapping[str, Any], source: str) -> RopeConfig:
     original = given.get("original_max_position_embeddings") or longest
     if kind == "dynamic":
         original = longest
-    factor = given.get("factor") or longest / original
+    factor = given.get("factor") or (longest / original if original else 0)
+    if not factor:
+        raise PretrainedError(
+            f"{source}: rope scaling {kind!r} has no factor, and max_position_embeddings = "
+            f"{longest} does not tell it: add factor"
+        )
     fields |= {"scaling": kind, "factor": float(factor)}
     if kind != "linear":
         fields["original_positions"] = int(original)

@@ -5,6 +5,7 @@ The format: 8 bytes with the length of the header, the header, the tensors one a
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -65,16 +66,32 @@ class SafetensorsFolder:
             raise PretrainedError(f"{path} is not a safetensors file: {error}") from error
         header.pop("__metadata__", None)
         for name, entry in header.items():
-            dtype = DTYPES.get(entry["dtype"])
+            try:
+                code, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+                begin, end = (int(n) for n in entry["data_offsets"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise PretrainedError(
+                    f"{path}: its header does not say dtype, shape and data_offsets of {name}: "
+                    "copy it again"
+                ) from error
+            dtype = DTYPES.get(code)
             if dtype is None:
                 raise PretrainedError(
-                    f"{path}: {name} is stored as {entry['dtype']}; supported are "
+                    f"{path}: {name} is stored as {code}; supported are "
                     f"{', '.join(DTYPES)}: bring the weights as they were before quantisation"
                 )
-            begin, end = entry["data_offsets"]
+            if (
+                begin < 0
+                or min(shape, default=0) < 0
+                or (end - begin != math.prod(shape) * dtype.itemsize)
+            ):
+                raise PretrainedError(
+                    f"{path}: {name} has shape {shape} in {code} and the bytes {begin} to {end}, "
+                    f"which are not {math.prod(shape) * dtype.itemsize}: copy it again"
+                )
             if 8 + length + end > size:
                 raise PretrainedError(f"{path} ends before its tensor {name}: copy it again")
-            self.shapes[name] = tuple(entry["shape"])
+            self.shapes[name] = shape
             self._where[name] = (path, 8 + length + begin, dtype)
 
 

@@ -1,7 +1,7 @@
 """Trained models in Hugging Face layout: a folder that transformers and servers load as it is.
 
 A folder appears whole or not at all: it is written beside its place under another name first.
-Tensors are fetched and written one at a time.
+Tensors are fetched, adapters folded in and written one at a time.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ import numpy as np
 
 from prm_jax.config import ModelConfig
 from prm_jax.model.heads import PolicyModel, ScalarModel
-from prm_jax.model.lora import merge_lora
+from prm_jax.model.linear import KERNEL, A, B
+from prm_jax.model.lora import is_adapter, merge_lora
 from prm_jax.pretrained.errors import PretrainedError
 from prm_jax.pretrained.gguf_vocabulary import gguf_tokenizer
 from prm_jax.pretrained.huggingface import config_json, family_of, read_json
@@ -100,8 +101,7 @@ def _save(
             else:
                 _write_json(part / name, content)
         (part / "README.md").write_text(card, encoding="utf-8")
-        params = _with_biases(merge_lora(params, config), config)
-        _write_weights(part, params, rows, _DTYPES[dtype])
+        _write_weights(part, _with_biases(params, config), config, rows, _DTYPES[dtype])
 
 
 @contextlib.contextmanager
@@ -145,23 +145,32 @@ def _with_biases(params: Any, config: ModelConfig) -> Any:
     return params | {"trunk": trunk}
 
 
-def _write_weights(folder: Path, params: Any, rows: int, dtype: np.dtype) -> None:
+def _write_weights(
+    folder: Path, params: Any, config: ModelConfig, rows: int, dtype: np.dtype
+) -> None:
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): x
         for path, x in jax.tree_util.tree_leaves_with_path(params)
     }
     # Layer after layer, as readers of checkpoints like it; the numbers in the names count.
-    layouts = sorted((layout_of(path) for path in leaves), key=_order)
+    kept = [path for path in leaves if not is_adapter(path)]
+    layouts = sorted((layout_of(path) for path in kept), key=_order)
     shapes = {}
     for layout in layouts:
         sizes = layout.sizes(leaves[layout.path].shape)
         sizes |= {"vocab": rows} if "vocab" in sizes else {}
         shapes |= dict.fromkeys(layout.tensors, layout.stored_shape(sizes))
 
+    def merged(path: str) -> Any:
+        # One kernel at a time: all of them would be a second copy of the model.
+        stem = path.removesuffix(KERNEL)
+        names = [name for name in (path, stem + A, stem + B) if name in leaves]
+        return merge_lora({name: leaves[name] for name in names}, config)[path]
+
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for layout in layouts:
             index = tuple(slice(rows) if axis == "vocab" else slice(None) for axis in layout.axes)
-            value = np.asarray(jax.device_get(leaves[layout.path]))[index]
+            value = np.asarray(jax.device_get(merged(layout.path)))[index]
             yield from zip(layout.tensors, layout.write(value), strict=True)
 
     write_safetensors(folder, shapes, dtype, tensors())

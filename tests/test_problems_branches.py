@@ -280,8 +280,10 @@ def test_no_error_means_passing_over_several_mistakes(problems):
         wrong = {k: rng.randrange(len(problem.function.lines[k].confused_code())) for k in chosen}
         completion, first = with_mistakes(problem.function, wrong, rng)
         assert first_error(problem.function, completion) == first
-        cancelled += passes(problem.tests.asserts, completion)
-    assert cancelled <= 15  # nothing guards against mistakes that undo each other
+        if passes(problem.tests.asserts, completion):
+            assert len(wrong) > 2  # nothing guards against three that undo each other
+            cancelled += 1
+    assert cancelled <= 5
 
 
 def test_the_first_error_is_where_the_right_rest_no_longer_helps(problems):

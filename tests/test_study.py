@@ -1,11 +1,13 @@
 """The runs of a study, with a stand-in for the trainer: what is shared, resumed, written down."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -411,3 +413,24 @@ def test_cores_are_dealt_out_without_overlap():
     assert core_sets([0, 1, 2, 3, 4], 2) == [(0, 2, 4), (1, 3)]
     assert core_sets([4, 7], 0) == [(4,), (7,)]
     assert core_sets([4], 3) == [(4,)]
+
+
+def test_a_run_that_another_process_is_still_at_work_on_is_waited_for(tmp_path, log):
+    one = study(arms=(Arm("ppo", measure="rl"),), seeds=(0,))
+    workdir = tmp_path / "runs" / study_runs(one)[0].name
+    workdir.mkdir(parents=True)
+    holder = (workdir / "lock").open("w")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    released_s = []
+
+    def release() -> None:
+        released_s.append(time.time())
+        holder.close()
+
+    timer = threading.Timer(0.6, release)
+    timer.start()
+    good, (line,) = go(one, tmp_path)
+    timer.join()
+    kept = json.loads((workdir / "study.json").read_text())
+    assert good and line["status"] == "finished"
+    assert kept["attempts"][0]["begun_s"] >= released_s[0]

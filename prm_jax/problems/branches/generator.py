@@ -1,11 +1,12 @@
 """The seeded generator of functions with branches: a total, a loop, conditions, early exits.
 
 A prompt gives one line of words for each line of the solution, indented as the code is, and opens
-the function. Hidden tests are chosen so that they catch every confusion at every line, and every
-line that does nothing: a program with one mistake never passes.
+the function. Hidden tests are chosen so that they catch every confusion at every line, every pair
+of them, and every action left out: a program with one or two mistakes never passes.
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -95,15 +96,41 @@ def compiled(body: str) -> Callable[[list[int] | int], int]:
 def tests_catch_every_confusion(function: Function, inputs: Sequence[list[int] | int]) -> bool:
     """Whether each confusion, and each action left out, changes the result of some input."""
     codes = [line.code() for line in function.lines]
+    wrong = [[*line.confused_code(), *(["pass"] if _acts(line) else [])] for line in function.lines]
+    changes = [{k: code} for k in range(len(codes)) for code in wrong[k]]
+    return _all_caught(function, codes, changes, inputs)
+
+
+def tests_catch_every_pair(function: Function, inputs: Sequence[list[int] | int]) -> bool:
+    """Whether any two confusions at once still change the result of some input."""
+    codes = [line.code() for line in function.lines]
+    wrong = [line.confused_code() for line in function.lines]
+    changes = [
+        {k: code, other: code_too}
+        for k, other in itertools.combinations(range(len(codes)), 2)
+        for code in wrong[k]
+        for code_too in wrong[other]
+    ]
+    return _all_caught(function, codes, changes, inputs)
+
+
+def _all_caught(
+    function: Function,
+    codes: Sequence[str],
+    changes: Iterable[dict[int, str]],
+    inputs: Sequence[list[int] | int],
+) -> bool:
     results = [compiled(function.body(codes))(value) for value in inputs]
-    for k, line in enumerate(function.lines):
-        left_out = ("pass",) if STATEMENTS[line.statement].kind in ("action", "exit") else ()
-        for wrong in (*line.confused_code(), *left_out):
-            changed = compiled(function.body([*codes[:k], wrong, *codes[k + 1 :]]))
-            # Lazily: the first input mostly tells already.
-            if all(changed(v) == result for v, result in zip(inputs, results, strict=True)):
-                return False
+    for change in changes:
+        changed = compiled(function.body([change.get(k, code) for k, code in enumerate(codes)]))
+        # Lazily: the first input mostly tells already.
+        if all(changed(v) == result for v, result in zip(inputs, results, strict=True)):
+            return False
     return True
+
+
+def _acts(line: Line) -> bool:
+    return STATEMENTS[line.statement].kind in ("action", "exit")
 
 
 # ----------------------------------------------------------------------------------------- problems
@@ -197,6 +224,8 @@ def make_problems(config: BranchesConfig) -> dict[str, list[BranchProblem]]:
             if len(set(results)) < _FEWEST_RESULTS or max(map(abs, results)) > _LARGEST_RESULT:
                 continue
             if not tests_catch_every_confusion(function, inputs):
+                continue
+            if not tests_catch_every_pair(function, inputs):
                 continue
             refused = 0
             programs.add(function.solution())

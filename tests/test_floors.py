@@ -33,6 +33,7 @@ FLOORS = {
     "evaluate": 5,
     "label": 5,
     "score": 5,
+    "plan": 5,
     "study": 5,
 }
 # The rooms of floor 2 know nothing of each other, except for these.

@@ -1,0 +1,54 @@
+"""Qwen2.5-Coder-7B-Instruct with a critic and a PRM, on 64 chips of TPU v5e.
+
+python -m prm_jax.train --config configs/qwen_7b.py --problems.name PROBLEMS.jsonl
+python -m prm_jax.plan --config configs/qwen_7b.py --topology v5e-64
+"""
+
+from prm_jax.config import (
+    Config,
+    LabelConfig,
+    MeshConfig,
+    ModelConfig,
+    PPOConfig,
+    PRMConfig,
+    PromptsConfig,
+    RopeConfig,
+    SFTConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        max_prompt_tokens=1024,
+        max_completion_tokens=1024,
+        device_batch=256,
+        prompts=PromptsConfig(style="chat_fence"),
+        model=ModelConfig(
+            path="Qwen2.5-Coder-7B-Instruct",
+            layers=28,
+            embed=3584,
+            heads=28,
+            kv_heads=4,
+            head_dim=128,
+            mlp=18944,
+            vocab_size=152064,
+            max_positions=32768,
+            rope=RopeConfig(theta=1e6),
+            qkv_bias=True,
+            tied_embeddings=False,
+            dtype="bfloat16",
+            remat="full",
+            scan_layers=True,
+        ),
+        mesh=MeshConfig(data=1, fsdp=64, tensor=1),
+        sft=SFTConfig(steps=0),
+        ppo=PPOConfig(
+            rollouts=256,
+            samples_per_prompt=4,
+            minibatches=4,
+            learning_rate=1e-6,
+            critic_learning_rate=1e-5,
+        ),
+        label=LabelConfig(prompts=512, samples_per_prefix=20, wave=4),
+        prm=PRMConfig(steps=500, batch_size=64, learning_rate=1e-5),
+    )

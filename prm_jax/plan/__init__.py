@@ -1,0 +1,1 @@
+"""What a run takes on a TPU slice: `python -m prm_jax.plan`."""

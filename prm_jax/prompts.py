@@ -7,9 +7,12 @@ response is code until the block closes. The code is a span of the response's by
 lines and the tokens that end them are known exactly (`rl.lines.split_lines`).
 """
 
+import ast
 import datetime
+import functools
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -23,14 +26,17 @@ from prm_jax.tokenizer import Tokenizer
 from prm_jax.types import Problem
 
 OPENING, CLOSING = "```python\n", "\n```"
+# What a template that writes the date is told, the one that Llama 3's own fall back on: a run that
+# goes on the next day must ask the same.
+DATE = datetime.datetime(2024, 7, 26)
 
 # A fence opens a block where a line begins with it, or, with its language, at the end of any line.
 _OPENS = re.compile(
     rb"^(?P<indent>\ *)(?P<fence>`{3,})(?P<info>[^`\n]*)\n"
-    rb"| (?<=[^`\n])(?P<inline>`{3,})(?:python|py)[\ \t\r]*\n",
+    rb"| (?<=[^`\n])(?P<inline>`{3,})(?:python3?|py)[\ \t\r]*\n",
     re.MULTILINE | re.IGNORECASE | re.VERBOSE,
 )
-_CODE = (b"", b"python", b"py")  # the languages of a block that is the program
+_CODE = (b"", b"python", b"py", b"python3")  # the languages of a block that is the program
 
 
 class Prompts:
@@ -117,9 +123,9 @@ class Prompts:
         """Start and stop of the code in a response's bytes; start = stop if it has none.
 
         A response ends where its stop string begins. In style chat the code is the first block
-        fenced by backticks that is bare or says `python` or `py`, from the line after the fence to
-        the line that begins with a fence at least as long and no further to the right, or else to
-        the end. What is said next changes no finished line of what was said before; only a stop
+        fenced by backticks that is bare or says `python`, `python3` or `py`, from the line after
+        the fence to the line that begins with a fence at least as long and no further to the right,
+        or else to the end. What is said next changes no finished line of what was said before; only a stop
         string can take lines back that it began with.
         """
         start, stop, _ = self._found(response)
@@ -136,13 +142,17 @@ class Prompts:
     def program(self, problem: Problem, response: bytes) -> str:
         """The program that a response stands for.
 
-        In the chat styles it is the problem's `program_prefix` and the code, which writes the whole
-        function again; "" if there is no code.
+        In the chat styles it is the code, which writes the whole function again, after the
+        problem's `program_prefix` where that is a program by itself (HumanEval's, with its
+        helpers); "" if there is no code.
         """
         code = self.code(response)
         if self._chat is None:
             return problem.program(code)
-        return _ended(problem.program_prefix) + code if code.strip() else ""
+        if not code.strip():
+            return ""
+        prefix = problem.program_prefix
+        return _ended(prefix) + code if _parses(prefix) else code
 
     def _found(self, response: bytes) -> tuple[int, int, int]:
         """Start and stop of the code, and how far its fence is indented."""
@@ -165,6 +175,18 @@ def _first_block(text: bytes) -> tuple[int, int, int]:
         next_line = text.find(b"\n", stop)
         at = len(text) if closing is None or next_line < 0 else next_line + 1
     return len(text), len(text), 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _parses(text: str) -> bool:
+    """Whether a text is a program, and not the open beginning of one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 def _ended(text: str) -> str:
@@ -208,7 +230,7 @@ def _chat(config: PromptsConfig, tokenizer: Tokenizer) -> Callable[[str], str]:
                 add_generation_prompt=True,
                 **tokenizer.names,
             )
-        except jinja2.TemplateError as e:
+        except Exception as e:  # a template computes, and may fail as any program does
             asked = "a system message and one of the user" if system else "a message of the user"
             raise ConfigError(
                 f"prompts.style = {config.style!r} with prompts.system = {config.system!r} is not "
@@ -224,7 +246,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    now = datetime.datetime.now()  # one date for all prompts of a run
 
     def raise_exception(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
@@ -242,5 +263,5 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = now.strftime
+    environment.globals["strftime_now"] = DATE.strftime
     return environment

@@ -3,14 +3,12 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import chats
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prm_jax import prompts as prompts_module
 from prm_jax.config import ConfigError, PromptsConfig
 from prm_jax.prompts import Prompts
 from prm_jax.rl.lines import line_end_mask, split_lines, step_ends
@@ -52,9 +50,7 @@ def by_style(tokenizer):
 
 
 @pytest.mark.parametrize("name", chats.TEMPLATES)
-def test_chats_are_those_of_transformers(folder, name, monkeypatch):
-    clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda: chats.DATE))
-    monkeypatch.setattr(prompts_module, "datetime", clock)
+def test_chats_are_those_of_transformers(folder, name):
     tokenizer = chats.tokenizer(folder / name, chats.TEMPLATES[name], adds_bos=True)
     expected = iter(RECORDED[name])
     for system in chats.SYSTEMS:
@@ -78,15 +74,6 @@ def test_a_chat_by_hand(by_style):
         "<|im_start|>user\nComplete f.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-
-
-def test_the_date_of_a_template_is_one_for_all_prompts(folder, monkeypatch):
-    dates = iter([chats.DATE])
-    clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda: next(dates)))
-    monkeypatch.setattr(prompts_module, "datetime", clock)
-    tokenizer = chats.tokenizer(folder / "dated", chats.TEMPLATES["llama"])
-    chat = Prompts(PromptsConfig(style="chat"), tokenizer)
-    assert "Today Date: 26 Jul 2024\n" in chat.text(HUMAN_EVAL) == chat.text(HUMAN_EVAL)
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
@@ -375,3 +362,30 @@ def test_a_solution_that_its_style_cuts_is_known(by_style, style):
         "M/3", "", CallTests(()), instruction="Write s.", solution='s = """\n```\n"""\n'
     )
     assert prompts.keeps_solution(fence) == (style != "chat_fence")
+
+
+def test_an_open_function_before_a_chat_answer_is_left_out(by_style):
+    """The answer writes the whole function, so what it would have gone on with is no part of it."""
+    open_ = Problem(
+        "S/1", "def f(x):\n", CallTests(()), program_prefix="def f(x):\n",
+        solution="    return x * x\n", instruction="Square x in f.",
+    )  # fmt: skip
+    for style in ("chat", "chat_fence"):
+        prompts = by_style[style]
+        program = prompts.program(open_, prompts.solution(open_).encode())
+        assert program == "def f(x):\n    return x * x\n"
+    whole = by_style["chat_fence"].program(HUMAN_EVAL, b"def f(x):\n    return x + 1\n```")
+    assert whole == HUMAN_EVAL.program_prefix + "def f(x):\n    return x + 1\n"
+    assert by_style["completion"].program(open_, b"    return 1") == "def f(x):\n    return 1"
+
+
+def test_prompts_are_the_same_on_any_day(folder):
+    tokenizer = chats.tokenizer(folder / "dated", "{{ strftime_now('%d %b %Y') }}")
+    assert Prompts(PromptsConfig(style="chat"), tokenizer).text(MBPP) == "26 Jul 2024"
+
+
+@pytest.mark.parametrize("template", ["{{ 'a' + 1 }}", "{{ 1 / 0 }}", "{{ messages[7].role.x }}"])
+def test_a_template_that_fails_is_refused_by_name(folder, template):
+    tokenizer = chats.tokenizer(folder / "failing", template)
+    with pytest.raises(ConfigError, match="chat template refuses"):
+        Prompts(PromptsConfig(style="chat"), tokenizer)

@@ -127,6 +127,10 @@ def test_an_architecture_that_contradicts_the_weights_is_refused(brought):
     with pytest.raises(ConfigError, match=r"model\.layers = 7 is not allowed: .* have 2"):
         with_architecture(Config(model=ModelConfig(path=path, layers=7)))
     assert with_architecture(Config()) == Config()
+    spelled = Config(model=ModelConfig(path=f"{brought}/./model/"))
+    assert with_architecture(spelled).model.embed == 16
+    with pytest.raises(ConfigError, match=r"model\.lora_rank = 2 is not allowed without model\.path"):
+        with_architecture(Config(model=ModelConfig(lora_rank=2)))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 With `ModelConfig.lora_rank` a kernel W is frozen and acts as W + (alpha / rank) A B, where A and B
 are small parameters beside it in the tree. They are applied to the activations, so that training
-them needs no gradient of W; for sampling and export they are folded into it.
+them needs no gradient of W; for export they are folded into it.
 """
 
 import math

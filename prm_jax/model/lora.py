@@ -1,7 +1,7 @@
 """Which parameters low-rank adapters (LoRA, arXiv 2106.09685) leave to train, and how they end.
 
 The adapters themselves are in linear.py. Here a tree of parameters is taken apart into what trains
-and what is frozen, and the adapters are folded into their kernels for sampling and for export.
+and what is frozen, and the adapters are folded into their kernels for export.
 """
 
 from typing import Any

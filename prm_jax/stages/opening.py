@@ -71,11 +71,18 @@ def with_architecture(config: Config) -> Config:
     """
     asked = config.model
     if not asked.path:
+        if asked.lora_rank:
+            raise ConfigError(
+                f"model.lora_rank = {asked.lora_rank} is not allowed without model.path: adapters "
+                "are trained beside weights that are kept, and fresh ones are not; set it to 0"
+            )
         return config
     ours = ("dtype", "remat", "scan_layers", "lora_rank", "lora_alpha")  # not the weights'
     found = read_model_config(asked.path, **{name: getattr(asked, name) for name in ours})
     default = ModelConfig()
     for field in dataclasses.fields(ModelConfig):
+        if field.name == "path":  # may be spelled in other ways
+            continue
         value, theirs = getattr(asked, field.name), getattr(found, field.name)
         if value not in (getattr(default, field.name), theirs):
             raise ConfigError(

@@ -126,20 +126,24 @@ class Run:
         key = self.key(Stream.POLICY_INIT)
         if self.config.model.lora_rank:
             return join(fresh_adapters(self.policy, self.mesh, key), self.frozen)
-        return self._load(key)
+        if self.config.model.path:
+            return load_params(self.config.model.path, self.policy, self.mesh)
+        return init_params(self.policy, self.mesh, key)
 
     @functools.cached_property
     def frozen(self) -> Any:
-        """The policy's parameters that no stage trains; none, unless LoRA adapters do."""
-        if not self.config.model.lora_rank:
-            return {}
-        return split_trainable(self._load(self.key(Stream.POLICY_INIT)))[1]
+        """The policy's parameters that no stage trains; none, unless LoRA adapters do.
 
-    def _load(self, key: jax.Array) -> Any:
-        path = self.config.model.path
-        if path:
-            return load_params(path, self.policy, self.mesh, key=key)
-        return init_params(self.policy, self.mesh, key)
+        They are kept in the dtype of computation: in bfloat16 they take half the memory.
+        """
+        config = self.config.model
+        if not config.lora_rank:
+            return {}
+        params = load_params(
+            config.path, self.policy, self.mesh, dtype=config.dtype,
+            key=self.key(Stream.POLICY_INIT),
+        )  # fmt: skip
+        return split_trainable(params)[1]
 
     def restore(self, kind: str, model: PolicyModel | ScalarModel, step: int | None = None) -> Any:
         """Parameters that a stage left, for example kind `rl/policy`; the last ones by default."""

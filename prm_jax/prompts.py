@@ -125,8 +125,8 @@ class Prompts:
         A response ends where its stop string begins. In style chat the code is the first block
         fenced by backticks that is bare or says `python`, `python3` or `py`, from the line after
         the fence to the line that begins with a fence at least as long and no further to the right,
-        or else to the end. What is said next changes no finished line of what was said before; only a stop
-        string can take lines back that it began with.
+        or else to the end. What is said next changes no finished line of what was said before; only
+        a stop string can take lines back that it began with.
         """
         start, stop, _ = self._found(response)
         return start, stop

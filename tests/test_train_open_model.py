@@ -129,7 +129,7 @@ def test_an_architecture_that_contradicts_the_weights_is_refused(brought):
     assert with_architecture(Config()) == Config()
     spelled = Config(model=ModelConfig(path=f"{brought}/./model/"))
     assert with_architecture(spelled).model.embed == 16
-    with pytest.raises(ConfigError, match=r"model\.lora_rank = 2 is not allowed without model\.path"):
+    with pytest.raises(ConfigError, match=r"model\.lora_rank = 2 .* without model\.path"):
         with_architecture(Config(model=ModelConfig(lora_rank=2)))
 
 

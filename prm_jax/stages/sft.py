@@ -62,8 +62,8 @@ def _encode(run: Run) -> tuple[list[list[int]], np.ndarray]:
     """Token rows of prompt, solution and EOS, and the length of each prompt.
 
     Prompt and solution are encoded apart, as they are when the policy samples. Pairs that do not
-    fit the grid are left out: a solution that is cut off would teach to go on for ever. So are those
-    that a stop string cuts, which can't be said in this style.
+    fit the grid are left out: a solution that is cut off would teach to go on for ever. So are
+    those that a stop string cuts, which can't be said in this style.
     """
     tokenizer, config = run.tokenizer, run.config
     rows, prompt_lengths = [], []

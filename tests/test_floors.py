@@ -118,7 +118,7 @@ def test_an_installed_package_has_every_module():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/results.md", "docs/sandbox.md"]
+    "page", ["README.md", "CONTRIBUTING.md", "docs/results.md", "docs/sandbox.md", "docs/study.md"]
 )
 def test_files_that_the_documentation_links_to_exist(page: str):
     path = PACKAGE.parent / page

@@ -85,6 +85,17 @@ def test_loops_count_as_often_as_they_run_nested_ones_too():
     assert cost.moved == {"fsdp": 3 * (gathered + 4 * reduced)}
 
 
+def test_a_loop_that_the_compiler_unrolled_runs_less_often():
+    text = with_cycles(NESTED).replace(
+        "ROOT %fusion.2 = (s32[], f32[32]) fusion(%all-reduce.1), kind=kLoop, calls=%fused, "
+        + CYCLES.format(7),
+        "%step = u32[] constant(3)\n  %next = s32[] add(%old, %step)\n  "
+        "ROOT %out = (s32[], f32[32]) tuple(%next, %all-reduce.1)",
+    )
+    # From 2 to below 6 in steps of 3: twice.
+    assert cost_of(text, MESH).cycles == 3 * (100 + 2 * 10) + 1000 + 50
+
+
 def test_a_loop_that_ends_when_its_data_say_so_counts_at_its_most():
     text = with_cycles(NESTED).replace(
         "ROOT %less = pred[]{:T(512)} compare(%j, %bound), direction=LT",

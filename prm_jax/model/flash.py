@@ -4,6 +4,8 @@ Elsewhere `causal_attention` computes the same numbers, except on padding: a que
 averages over padding before it here, and over everything there. No valid token ever reads either.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -55,9 +57,11 @@ def flash_attention(
             q_seq_shards=1,
             interpret=interpret,
         )  # fmt: skip
-        return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(
-            query, key, value, segment
-        )
+
+        def of_row(query: Array, key: Array, value: Array, segment: Array) -> Any:
+            return kernel(query, key, value, splash.SegmentIds(segment, segment))
+
+        return jax.vmap(of_row)(query, key, value, segment)
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:

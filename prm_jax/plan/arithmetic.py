@@ -7,7 +7,7 @@ counts, and work that the compiler repeats on several chips does not.
 import math
 from typing import Any
 
-import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def flops(jaxpr: Any, *, most_trips: int = 1) -> float:
@@ -42,9 +42,9 @@ def _of_equation(eqn: Any, most: int) -> float:
 
 
 def _jaxprs(value: Any) -> list[Any]:
-    if isinstance(value, jax.extend.core.ClosedJaxpr):
+    if isinstance(value, ClosedJaxpr):
         return [value.jaxpr]
-    if isinstance(value, jax.extend.core.Jaxpr):
+    if isinstance(value, Jaxpr):
         return [value]
     return []
 

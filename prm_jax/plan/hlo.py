@@ -66,7 +66,7 @@ class _Counter:
 
     def _count(self, name: str) -> Cost:
         cycles, unbounded = 0.0, 0
-        moved: collections.Counter[str] = collections.Counter()
+        moved: dict[str, float] = collections.defaultdict(float)
         seen: set[str] = set()
         lines = self._computations.get(name, [])
         for line in lines:
@@ -76,7 +76,9 @@ class _Counter:
             self._add_collectives(line, moved, seen)
             loop = re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line)
             if loop:
-                trips = _trips(line, lines, self._computations.get(loop[1], []))
+                trips = _trips(
+                    line, lines, *(self._computations.get(name, []) for name in loop.groups())
+                )
                 unbounded += trips is None
                 trips = self._most_trips if trips is None else trips
                 body = self.cost(loop[2])
@@ -90,10 +92,11 @@ class _Counter:
                     worst = max(branches, key=lambda cost: cost.cycles)
                     cycles += worst.cycles
                     unbounded += worst.unbounded
-                    moved.update(worst.moved)
+                    for axis, n in worst.moved.items():
+                        moved[axis] += n
         return Cost(cycles, dict(moved), unbounded)
 
-    def _add_collectives(self, line: str, moved, seen: set[str]) -> None:
+    def _add_collectives(self, line: str, moved: dict[str, float], seen: set[str]) -> None:
         """Adds what a line moves; a collective that is spread over several fusions counts once."""
         found = _COLLECTIVE.search(line)
         if found:
@@ -139,61 +142,62 @@ def _called(line: str) -> list[str]:
     return names
 
 
-def _trips(line: str, siblings: Sequence[str], condition: Sequence[str]) -> int | None:
-    """How often a loop runs: from 0 to the constant that its condition compares with, or None.
+def _trips(
+    line: str, siblings: Sequence[str], condition: Sequence[str], body: Sequence[str]
+) -> int | None:
+    """How often a loop runs: (bound - start) / step of its counter, rounded up; or None.
 
-    The compiler may write the number itself; a counter that starts elsewhere than at 0 starts at
-    the constant in the tuple that enters the loop.
+    The bound is the constant that the condition compares with, the step the constant that the body
+    adds (the compiler may have unrolled it), the start the constant in the tuple that enters.
     """
-    said = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
-    if said:
-        return int(said[1])
-    constants = {
-        m[1]: int(m[2])
-        for inner in condition
-        if (m := re.search(r"%?([\w.\-]+) = s\d+\[\][^ ]* constant\((-?\d+)\)", inner))
-    }
     root = next((inner for inner in condition if inner.lstrip().startswith("ROOT")), "")
     compared = re.search(r" compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(LT|LE)", root)
-    if compared:
-        bound = constants.get(compared[2])
-        if bound is not None:
-            return bound - _start(line, siblings, condition, compared[1]) + (compared[3] == "LE")
+    if not compared:
         return None
-    # The comparison may stand in a fusion of its own.
-    if " fusion(" in root and len(constants) == 1:
-        return next(iter(constants.values()))
-    return None
-
-
-def _start(line: str, siblings: Sequence[str], condition: Sequence[str], counter: str) -> int:
-    """The constant that a loop's counter begins with; 0 where it cannot be seen."""
-    element = _defined(counter, condition)
-    index = re.search(r"index=(\d+)", element)
+    bound = _constant(compared[2], condition)
+    index = re.search(r"index=(\d+)", _defined(compared[1], condition))
+    if bound is None or index is None:
+        return None
     entered = re.search(r" while\(%?([\w.\-]+)\)", line)
-    if not (index and entered):
-        return 0
-    values = re.search(r" tuple\((.*?)\)(?:,|$)", _defined(entered[1], siblings))
-    if not values:
-        return 0
-    names = re.findall(r"%([\w.\-]+)", values[1])
-    if len(names) <= int(index[1]):
-        return 0
-    name = names[int(index[1])]
-    for _ in range(4):  # through copies
-        value = _defined(name, siblings)
-        constant = re.search(r" constant\((-?\d+)\)", value)
+    start = step = None
+    if entered:
+        start = _constant(_element(_defined(entered[1], siblings), int(index[1])), siblings)
+    last = next((inner for inner in body if inner.lstrip().startswith("ROOT")), "")
+    added = re.search(
+        r" add\(%?([\w.\-]+), %?([\w.\-]+)\)", _defined(_element(last, int(index[1])), body)
+    )
+    if added:
+        found = [_constant(name, body) for name in added.groups()]
+        step = next((n for n in found if n is not None), None)
+    distance = bound - (start or 0) + (compared[3] == "LE")
+    return max(0, -(-distance // (step or 1)))
+
+
+def _element(line: str, index: int) -> str:
+    """The name of an element of a tuple; nothing if the line makes none."""
+    values = re.search(r" tuple\((.*?)\)(?:,|$)", line)
+    names = re.findall(r"%([\w.\-]+)", values[1]) if values else []
+    return names[index] if index < len(names) else ""
+
+
+def _constant(name: str, lines: Sequence[str]) -> int | None:
+    """The integer that a name stands for, also through copies; None if it is none."""
+    for _ in range(4):
+        value = _defined(name, lines)
+        constant = re.search(r" [su]\d+\[\][^ ]* constant\((-?\d+)\)", value)
         if constant:
             return int(constant[1])
         copied = re.search(r" copy\(%?([\w.\-]+)\)", value)
         if not copied:
-            return 0
+            return None
         name = copied[1]
-    return 0
+    return None
 
 
 def _defined(name: str, lines: Sequence[str]) -> str:
     """The line that defines a name, or nothing."""
+    if not name:
+        return ""
     pattern = re.compile(rf"\s*(?:ROOT )?%?{re.escape(name)} = ")
     return next((line for line in lines if pattern.match(line)), "")
 

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prm_jax.config import Config, ConfigError
+from prm_jax.config import Config, ConfigError, PromptsConfig
+
+ASKING = "prm_jax.json"  # in an exported model's folder: how it was asked in training
 
 
 def load_config(path: Path) -> Config:
@@ -58,6 +60,39 @@ def read_config(path: Path) -> Config:
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     return _rebuilt(Config(), settings, str(path))
+
+
+def asking_of(config: Config) -> dict[str, Any]:
+    """What an exported model's `prm_jax.json` holds; `read_asking` reads it."""
+    return {
+        "prompts": dataclasses.asdict(config.prompts),
+        "max_prompt_tokens": config.max_prompt_tokens,
+        "max_completion_tokens": config.max_completion_tokens,
+    }
+
+
+def read_asking(folder: Path) -> tuple[PromptsConfig, tuple[int, int]] | None:
+    """Prompts, max_prompt_tokens and max_completion_tokens of an exported model; None if its folder
+    does not say them.
+
+    Raises ConfigError if the file is not what `asking_of` gave.
+    """
+    path = folder / ASKING
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    wanted = asking_of(Config())
+    if not isinstance(settings, dict) or settings.keys() != wanted.keys():
+        got = sorted(settings) if isinstance(settings, dict) else settings
+        raise ConfigError(f"{path} holds {got} and must hold {sorted(wanted)}: export it again")
+    prompts = _rebuilt(PromptsConfig(), settings.pop("prompts"), f"{path}: prompts")
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{path}: {name} = {value!r} must be a number above 0")
+    return prompts, (settings["max_prompt_tokens"], settings["max_completion_tokens"])
 
 
 def _rebuilt(default: Any, settings: Any, where: str) -> Any:

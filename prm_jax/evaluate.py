@@ -28,13 +28,13 @@ from prm_jax.metrics import MetricsLog, Progress, say
 from prm_jax.process import settle_process
 from prm_jax.rl.statistics import best_of_n, pass_at_k
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
+from prm_jax.sharding import ShardingError
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.chosen import (
     Judging,
     ModelChoice,
     choose_config,
     find_policy,
-    find_scalar,
     fingerprint,
     journal_name,
     name_of,
@@ -47,7 +47,7 @@ from prm_jax.stages.chosen import (
 from prm_jax.stages.evaluate import counts, interval
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.run import Run, Stream, write_atomically, write_json_lines
-from prm_jax.stages.scoring import WORST, program_scores
+from prm_jax.stages.scoring import WORST, open_scorer, program_scores
 from prm_jax.types import Problem
 
 LENGTHS = (50, 100, 200, 400)  # bounds between bins of response length, in tokens
@@ -134,9 +134,10 @@ def evaluate(arguments: Arguments) -> tuple[dict[str, Any], Path]:
         log = stack.enter_context(MetricsLog(stack.enter_context(tempfile.TemporaryDirectory())))
         run = open_run(arguments, config, sets, None, log)
         fits = fitting(run, problems)
+        asked = [p for p, fit in zip(problems, fits, strict=True) if fit]
         found = find_policy(run, arguments)
         scorers = {
-            name: open_scorer(run, path, problems)
+            name: open_scorer(run, path, arguments.asking, asked)
             for name, path in (("prm", arguments.prm), ("orm", arguments.orm))
             if path is not None
         }
@@ -148,7 +149,6 @@ def evaluate(arguments: Arguments) -> tuple[dict[str, Any], Path]:
         params, name = read_policy(run, found), name_of(arguments, found)
         say(f"{name}: {len(problems)} problems of {arguments.problems} {arguments.split}".rstrip())
         weights = fingerprint(params)
-        asked = [p for p, fit in zip(problems, fits, strict=True) if fit]
         answered = iter(sample(run, params, weights, asked, out))
         unread = [Attempt((), TOO_LONG, False, 0)] * arguments.samples
         attempts = [next(answered) if fit else unread for fit in fits]
@@ -212,19 +212,6 @@ def fitting(run: Run, problems: Sequence[Problem]) -> list[bool]:
             f"that the model was made for{mend}"
         )
     return fits
-
-
-def open_scorer(run: Run, path: Path, problems: Sequence[Problem]) -> tuple[Run, str]:
-    """The run of a PRM, with its own tokenizer and prompts, and which parameters to read.
-
-    Raises ConfigError if there is none, or if it cannot be asked about these problems.
-    """
-    choice = ModelChoice(path)
-    scorer = open_run(choice, choose_config(choice), run.problems, None, run.log)
-    found = find_scalar(scorer, choice)
-    for problem in problems:
-        scorer.prompts.text(problem)
-    return scorer, found
 
 
 def sample(
@@ -379,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         results, out = evaluate(arguments)
-    except (ConfigError, SandboxRefused) as error:
+    except (ConfigError, SandboxRefused, ShardingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except SandboxError as error:

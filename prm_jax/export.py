@@ -18,11 +18,11 @@ import jax
 
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import Config, ConfigError, MeshConfig
-from prm_jax.config_file import read_config
+from prm_jax.config_file import ASKING, asking_of, read_config
 from prm_jax.metrics import MetricsLog
 from prm_jax.pretrained import save_policy, save_scalar
 from prm_jax.problems import ProblemSets
-from prm_jax.sharding import make_mesh
+from prm_jax.sharding import ShardingError, make_mesh
 from prm_jax.stages.opening import TOKENIZER, assemble, read_tokenizer
 from prm_jax.tokenizer import PAD
 
@@ -36,7 +36,6 @@ MADE_BY = {
     "rl_prm/policy": ("sft", "rl", "label", "prm", "rl_prm"),
     "rl_prm/critic": ("sft", "rl", "label", "prm", "rl_prm"),
 }
-_SECTIONS = {"sft": "sft", "rl": "ppo", "label": "label", "prm": "prm", "rl_prm": "dense"}
 
 _EPILOG = """\
 Kinds of checkpoints are sft/policy, rl/policy, rl_prm/policy, prm/model, rl/critic and
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")
     try:
         export(options.run, options.out, options.checkpoint, options.dtype)
-    except ConfigError as error:
+    except (ConfigError, ShardingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -117,6 +116,7 @@ def export(run: Path, out: Path, checkpoint: str = "", dtype: Any = "float32") -
             "eos_token": config.tokenizer.eos or tokenizer.names["eos_token"],
             "pad_token": PAD,
         },
+        beside={ASKING: asking_of(config)},
     )
     print(f"{out}: {kind} at step {step} of {run}", file=sys.stderr)
 
@@ -159,7 +159,7 @@ def model_card(run: Path, config: Config, kind: str, step: int) -> str:
         "",
         f"# {_TITLES[role]}",
         "",
-        _what(config, role),
+        _what(config, stage, role),
         "",
         f"Prompts are in style `{config.prompts.style}`; prompt and response are encoded apart and "
         "joined, and nothing stands between them.",
@@ -180,9 +180,9 @@ def model_card(run: Path, config: Config, kind: str, step: int) -> str:
         "each reports:",
         "",
     ]
-    for made_by in MADE_BY[kind]:
-        lines += [f"### {made_by}", "", _STAGES[made_by], ""]
-        section = dataclasses.asdict(getattr(config, _SECTIONS[made_by]))
+    for made_by in _made_by(kind, config):
+        lines += [f"### {made_by}", "", _stage(made_by, config), ""]
+        section = _settings(made_by, config)
         done = run / made_by / "done.json"
         report = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
         lines += ["```", *_flat(section), "```", ""]
@@ -200,14 +200,15 @@ _TITLES = {
 }
 
 
-def _what(config: Config, role: str) -> str:
+def _what(config: Config, stage: str, role: str) -> str:
     """What the model gives, in words."""
     if role == "policy":
         return "A language model that answers programming problems with programs."
     if role == "critic":
+        lines = ", line rewards" if stage == "rl_prm" and config.dense.enabled else ""
         return (
             "It predicts returns. The logit at a token is the expected sum of rewards (unit "
-            "tests, line rewards and KL penalty) of the tokens after it."
+            f"tests{lines} and KL penalty) of the tokens after it."
         )
     if config.prm.loss_on == "outcome":
         return (
@@ -229,19 +230,65 @@ def _what(config: Config, role: str) -> str:
     return f"{first}{meaning}. Clip it to [-1, 1]; at other tokens it means nothing."
 
 
-_STAGES = {
-    "sft": "Supervised fine-tuning on pairs of a prompt and a solution.",
-    "rl": "PPO; the reward is whether a program passes its unit tests.",
-    "label": (
-        "Line labels for responses of checkpoints of that PPO, by a binary search over lines "
-        "with sampled completions that the unit tests judge."
-    ),
-    "prm": "The process reward model: squared error on these labels.",
-    "rl_prm": (
-        "PPO with the process reward model: line rewards (settings below; the rest as for rl), "
-        "and the critic starting from it."
-    ),
-}
+def _made_by(kind: str, config: Config) -> tuple[str, ...]:
+    """The stages that the model follows from: without PRM where no setting let it be read."""
+    scored = config.dense.enabled and config.dense.source == "prm"
+    if kind.startswith("rl_prm/") and not (scored or config.value_init):
+        return ("sft", "rl_prm")
+    return MADE_BY[kind]
+
+
+def _stage(stage: str, config: Config) -> str:
+    """What a stage did under these settings, in words."""
+    if stage == "sft":
+        return "Supervised fine-tuning on pairs of a prompt and a solution."
+    if stage == "label":
+        by = {
+            "binary": "by a binary search over lines with sampled completions",
+            "dense": "with sampled completions of every prefix",
+        }[config.label.search]
+        return (
+            f"Line labels for responses of checkpoints of that PPO, {by} that the unit tests judge."
+        )
+    if stage == "prm":
+        if config.prm.loss_on == "outcome":
+            return (
+                "An outcome model: squared error, at the last line alone, on whether a response "
+                "of these passes."
+            )
+        return "The process reward model: squared error on these labels."
+    reward = {
+        "pass": "whether a program passes its unit tests",
+        "partial": "credit for the unit tests that a program passes, less for errors",
+    }[config.ppo.outcome]
+    if stage == "rl":
+        return f"PPO; the reward is {reward}."
+    dense = "without line rewards"
+    if config.dense.enabled and config.dense.source == "oracle":
+        dense = (
+            "with line rewards of an exact oracle that knows the solutions, a ceiling for "
+            "comparisons and no method"
+        )
+    elif config.dense.enabled:
+        dense = "with line rewards of the process reward model"
+    critic = (
+        "the critic starts from the process reward model"
+        if config.value_init
+        else (
+            "there is no critic"
+            if config.ppo.advantage == "group"
+            else "the critic starts from the fine-tuned policy"
+        )
+    )
+    return f"PPO {dense}; {critic}. The reward at the end is {reward}."
+
+
+def _settings(stage: str, config: Config) -> dict[str, Any]:
+    """The settings that a stage read."""
+    settings = dataclasses.asdict(config)
+    if stage == "rl_prm":
+        return {name: settings[name] for name in ("value_init", "dense", "ppo")}
+    return settings["ppo" if stage == "rl" else stage]
 
 
 def _usage(role: str) -> list[str]:

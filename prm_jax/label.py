@@ -25,6 +25,7 @@ from prm_jax.metrics import MetricsLog, Progress, say
 from prm_jax.process import settle_process
 from prm_jax.rl.labels import response_class
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
+from prm_jax.sharding import ShardingError
 from prm_jax.stages.attempts import Attempt, Memo
 from prm_jax.stages.chosen import (
     Judging,
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         _, out = label(arguments)
-    except (ConfigError, SandboxRefused) as error:
+    except (ConfigError, SandboxRefused, ShardingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except SandboxError as error:

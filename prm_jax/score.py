@@ -22,6 +22,7 @@ from prm_jax.metrics import MetricsLog, say
 from prm_jax.process import settle_process
 from prm_jax.report import write_programs
 from prm_jax.rl.lines import Lines, step_ends
+from prm_jax.sharding import ShardingError
 from prm_jax.stages.chosen import (
     ModelChoice,
     choose_config,
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         _, out = score(arguments)
-    except ConfigError as error:
+    except (ConfigError, ShardingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

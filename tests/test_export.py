@@ -15,8 +15,21 @@ from safetensors.numpy import load_file
 from tiny_checkpoints import CONFIGS, VOCAB
 
 from prm_jax.checkpoint import Checkpoints
-from prm_jax.config import Config, MeshConfig, ModelConfig, RopeConfig, TokenizerConfig, to_json
-from prm_jax.export import main
+from prm_jax.config import (
+    Config,
+    ConfigError,
+    DenseConfig,
+    LabelConfig,
+    MeshConfig,
+    ModelConfig,
+    PPOConfig,
+    PRMConfig,
+    PromptsConfig,
+    RopeConfig,
+    TokenizerConfig,
+    to_json,
+)
+from prm_jax.export import main, model_card
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.lora import join, merge_lora, split_trainable
 from prm_jax.pretrained import (
@@ -30,6 +43,7 @@ from prm_jax.pretrained import (
 from prm_jax.pretrained.safetensors import INDEX, SafetensorsFolder, write_safetensors
 from prm_jax.pretrained.save import whole_folder
 from prm_jax.sharding import abstract_params, make_mesh
+from prm_jax.stages.chosen import Asking, ModelChoice, choose_config
 from prm_jax.tokenizer import Tokenizer
 
 TINY = ModelConfig(layers=2, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=24)
@@ -341,6 +355,69 @@ def test_the_command_takes_the_checkpoint_that_was_asked_for(tmp_path, run, chec
         generation = json.loads((out / "generation_config.json").read_text())
         assert generation["suppress_tokens"] == [text.pad_id]
         assert generation["eos_token_id"] == text.eos_id
+
+
+CARDS = [
+    ({}, ("sft", "rl", "label", "prm", "rl_prm"),
+     ("line rewards of the process reward model", "critic starts from the process reward model"),
+     ("oracle", "without line rewards")),
+    ({"value_init": False}, ("sft", "rl", "label", "prm", "rl_prm"),
+     ("line rewards of the process reward model", "critic starts from the fine-tuned policy"), ()),
+    ({"dense": DenseConfig(enabled=False)}, ("sft", "rl", "label", "prm", "rl_prm"),
+     ("without line rewards", "critic starts from the process reward model"), ()),
+    ({"dense": DenseConfig(enabled=False), "value_init": False}, ("sft", "rl_prm"),
+     ("without line rewards", "critic starts from the fine-tuned policy"),
+     ("process reward model",)),
+    ({"dense": DenseConfig(source="oracle"), "value_init": False}, ("sft", "rl_prm"),
+     ("line rewards of an exact oracle", "ppo.steps = "), ("process reward model",)),
+    ({"dense": DenseConfig(source="oracle")}, ("sft", "rl", "label", "prm", "rl_prm"),
+     ("line rewards of an exact oracle", "critic starts from the process reward model"), ()),
+    ({"value_init": False, "ppo": PPOConfig(advantage="group", samples_per_prompt=4)},
+     ("sft", "rl", "label", "prm", "rl_prm"), ("there is no critic",), ("critic starts",)),
+    ({"prm": PRMConfig(loss_on="outcome"), "label": LabelConfig(search="dense")},
+     ("sft", "rl", "label", "prm", "rl_prm"), ("An outcome model", "every prefix"),
+     ("binary search", "squared error on these labels")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "stages", "said", "unsaid"), CARDS)
+def test_a_card_says_what_the_settings_made_happen(tmp_path, settings, stages, said, unsaid):
+    card = model_card(tmp_path, Config(**settings), "rl_prm/policy", 3)
+    found = [line.removeprefix("### ") for line in card.split("\n") if line.startswith("### ")]
+    assert tuple(found) == stages
+    story = card[card.index("## How it was trained") :]
+    assert all(words in story for words in said) and not any(words in story for words in unsaid)
+
+
+@pytest.mark.parametrize("checkpoint", ["rl/policy", "prm/model"])
+def test_an_export_says_how_it_is_asked_and_the_tools_listen(tmp_path, tokenizer, run, checkpoint):
+    """Its tokenizer has a chat template, and it was trained to complete all the same."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    config = Config(
+        model=TINY, tokenizer=TokenizerConfig(path=str(folder / "tokenizer.json")),
+        prompts=PromptsConfig(stop=("\n\n",)), max_prompt_tokens=33, max_completion_tokens=44,
+    )  # fmt: skip
+    (workdir / "config.json").write_text(to_json(config))
+    for kind in ("rl", "prm"):
+        (workdir / kind).symlink_to(run[0] / kind)
+    out = tmp_path / "out"
+    assert main(["--run", str(workdir), "--out", str(out), "--checkpoint", checkpoint]) == 0
+    asked = choose_config(ModelChoice(out))
+    assert asked.prompts == config.prompts
+    assert (asked.max_prompt_tokens, asked.max_completion_tokens) == (33, 44)
+    given = choose_config(ModelChoice(out, asking=Asking(style="chat", max_completion_tokens=7)))
+    assert (given.prompts.style, given.max_completion_tokens) == ("chat", 7)
+    for text, words in (("[", "is not JSON"), ("{}", "must hold"), ("[1]", "must hold")):
+        (out / "prm_jax.json").write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            choose_config(ModelChoice(out))
+    (out / "prm_jax.json").unlink()  # as any other model
+    assert choose_config(ModelChoice(out)).prompts.style == "chat_fence"
 
 
 def test_what_lies_beside_the_tokenizer_goes_along(tmp_path, run, tokenizer):

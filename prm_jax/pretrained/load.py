@@ -69,15 +69,8 @@ def load_params(
     (`lora_rank`) are fresh ones from `key`, always float32. Raises PretrainedError that names every
     tensor which is missing, superfluous or misshapen.
     """
-    path = Path(path)
-    source = _open(path)
-    like = abstract_params(model, mesh)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-    paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
-    wanted = [
-        None if is_adapter(name) else (layout_of(name), shape)
-        for name, (_, shape) in zip(paths, leaves, strict=True)
-    ]
+    source = _open(Path(path))
+    wanted, tree = _wanted(model, mesh)
     _check(source, [item for item in wanted if item is not None], str(path))
     adapters = iter(())
     if None in wanted:
@@ -87,6 +80,26 @@ def load_params(
         next(adapters) if item is None else _read(source, *item, np.dtype(dtype)) for item in wanted
     ]
     return jax.tree.unflatten(tree, arrays)
+
+
+def check_weights(path: str | Path, model: PolicyModel | ScalarModel, mesh: Mesh) -> None:
+    """Refuses what `load_params` would refuse, by names and shapes: no weight is read."""
+    wanted, _ = _wanted(model, mesh)
+    _check(_open(Path(path)), [item for item in wanted if item is not None], str(path))
+
+
+Wanted = list[tuple[Layout, jax.ShapeDtypeStruct] | None]
+
+
+def _wanted(model: PolicyModel | ScalarModel, mesh: Mesh) -> tuple[Wanted, Any]:
+    """What each parameter is made of, None for an adapter, and the tree that they belong to."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_params(model, mesh))
+    paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
+    wanted = [
+        None if is_adapter(name) else (layout_of(name), shape)
+        for name, (_, shape) in zip(paths, leaves, strict=True)
+    ]
+    return wanted, tree
 
 
 def _open(path: Path) -> Source:

@@ -42,17 +42,18 @@ def save_policy(
     card: str,
     dtype: Literal["float32", "bfloat16"] = "float32",
     tokens: Mapping[str, str] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a policy as `AutoModelForCausalLM` and `AutoTokenizer` read it.
 
     `tokenizer_from` is a tokenizer.json, a folder that holds one, or a .gguf file; what lies
     beside it (chat template, generation_config.json) goes along. `tokens` are texts of tokens that
     nothing beside it names, {"pad_token": "<pad>"}, and "eos_token" in any case: the one that the
-    model learned to end with. `card` is the README.md. Adapters are folded in. Raises
-    PretrainedError if `folder` is not empty, or if the model belongs to no family that transformers
-    has.
+    model learned to end with. `card` is the README.md; `beside` are further JSON files by name.
+    Adapters are folded in. Raises PretrainedError if `folder` is not empty, or if the model belongs
+    to no family that transformers has.
     """
-    _save(params, model, folder, tokenizer_from, card, dtype, tokens or {})
+    _save(params, model, folder, tokenizer_from, card, dtype, tokens or {}, beside or {})
 
 
 def save_scalar(
@@ -64,13 +65,14 @@ def save_scalar(
     card: str,
     dtype: Literal["float32", "bfloat16"] = "float32",
     tokens: Mapping[str, str] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a PRM or a critic as `AutoModelForTokenClassification` reads it, with one label.
 
     Its logit at a token is the score (or value) of the text up to and including that token. The
     rest is as for `save_policy`.
     """
-    _save(params, model, folder, tokenizer_from, card, dtype, tokens or {})
+    _save(params, model, folder, tokenizer_from, card, dtype, tokens or {}, beside or {})
 
 
 def _save(
@@ -81,6 +83,7 @@ def _save(
     card: str,
     dtype: Literal["float32", "bfloat16"],
     tokens: Mapping[str, str],
+    beside: Mapping[str, Any],
 ) -> None:
     scalar = isinstance(model, ScalarModel)
     tokenizer, files = _tokenizer_files(tokenizer_from, tokens)
@@ -100,6 +103,8 @@ def _save(
                 (part / name).write_text(content, encoding="utf-8")
             else:
                 _write_json(part / name, content)
+        for name, value in beside.items():
+            _write_json(part / name, value)
         (part / "README.md").write_text(card, encoding="utf-8")
         _write_weights(part, _with_biases(params, config), config, rows, _DTYPES[dtype])
 

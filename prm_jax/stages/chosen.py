@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prm_jax.config import Config, ConfigError, PromptsConfig, SandboxConfig
-from prm_jax.config_file import read_config
+from prm_jax.config import Config, ConfigError, MeshConfig, PromptsConfig, SandboxConfig
+from prm_jax.config_file import read_asking, read_config
 from prm_jax.metrics import MetricsLog
-from prm_jax.pretrained import load_params, read_model_config
+from prm_jax.pretrained import check_weights, load_params, read_model_config
 from prm_jax.problems import ProblemSets, load_problems, read_problems
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import make_mesh
@@ -105,10 +105,15 @@ def choose_config(choice: ModelChoice, judging: Judging | None = None) -> Config
                 f"checkpoint = {choice.checkpoint!r} is not allowed: {choice.model} is not a run"
             )
         config = Config(model=read_model_config(choice.model, dtype=asking.dtype))
-        defaults = (1024, 512, 64)
         chats = read_tokenizer(choice.model).chat_template is not None
-        style = asking.style or ("chat_fence" if chats else "completion")
-        system, stop = asking.system, ()
+        asked = PromptsConfig("chat_fence" if chats else "completion")
+        lengths = (1024, 512)
+        if (written := read_asking(choice.model)) is not None:  # by prm_jax.export
+            asked, lengths = written
+        defaults = (*lengths, 64)
+        style = asking.style or asked.style
+        system = asking.system or ("" if style == "completion" else asked.system)
+        stop = asked.stop
     given = (asking.max_prompt_tokens, asking.max_completion_tokens, asking.device_batch)
     prompt, completion, batch = (a or b for a, b in zip(given, defaults, strict=True))
     sandbox = config.sandbox
@@ -121,6 +126,7 @@ def choose_config(choice: ModelChoice, judging: Judging | None = None) -> Config
         )
     return dataclasses.replace(
         config,
+        mesh=MeshConfig(),  # this machine need not have the devices that a run was trained on
         prompts=PromptsConfig(style=style, system=system, stop=(*stop, *asking.stop)),
         max_prompt_tokens=prompt,
         max_completion_tokens=completion,
@@ -205,7 +211,12 @@ def find_policy(run: Run, choice: ModelChoice) -> str:
 
 
 def find_scalar(run: Run, choice: ModelChoice) -> str:
-    """KIND@STEP of the chosen PRM, "" if the model is no run; raises ConfigError."""
+    """KIND@STEP of the chosen PRM, "" if the model is no run.
+
+    Raises ConfigError if there is none, or if the weights are not those of a PRM.
+    """
+    if not is_run(choice.model):
+        check_weights(choice.model, run.scalar, run.mesh)
     kinds = ["prm/model"] if run.done("prm") is not None else []
     wanted = "a PRM: run prm_jax.train with --stages sft,rl,label,prm"
     return _find(choice, kinds, ("prm/model", "/critic"), wanted)
@@ -289,6 +300,9 @@ def journal_name(run: Run, weights: str, problems: Sequence[Problem]) -> str:
     edited or another setting never reads what an earlier call left.
     """
     about = hashlib.sha256(f"{weights} {run.digest()} {run.prompts.stops}".encode())
+    tokenizer = run.tokenizer  # one that was replaced may give other texts to the same tokens
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    about.update(repr((tokenizer.eos_ids, tokenizer.pad_id, pieces)).encode())
     for p in problems:
         about.update(repr((run.prompt_ids(p), p.program_prefix, p.tests, p.limits)).encode())
     return about.hexdigest()[:16]

@@ -59,10 +59,9 @@ def read_programs(
         numbers.append(number)
     if not programs:
         raise ConfigError(f"programs = {str(path)!r} is empty: it must hold a program a line")
-    for field, tokens in (
-        ("max_prompt_tokens", [len(run.prompt_ids(p.problem)) for p in programs]),
-        ("max_completion_tokens", [len(p.ids) for p in programs]),
-    ):
+    prompts = [len(run.prompt_ids(p.problem)) for p in programs]
+    responses = [len(p.ids) for p in programs]
+    for field, tokens in (("max_prompt_tokens", prompts), ("max_completion_tokens", responses)):
         limit = getattr(run.config, field)
         long = [n for n, t in zip(numbers, tokens, strict=True) if t > limit]
         if long:
@@ -70,6 +69,20 @@ def read_programs(
                 f"{path}, line {long[0]}: {field} = {limit} is not allowed: {len(long)} of the "
                 f"programs need more; give --{field.replace('_', '-')} {max(tokens)}"
             )
+    # Where there are tests, prefixes of the program are completed, up to max_completion_tokens.
+    completed = [run.config.max_completion_tokens] * len(programs) if tests else responses
+    total = [p + c for p, c in zip(prompts, completed, strict=True)]
+    room = run.config.model.max_positions
+    if 0 < room < max(total):
+        long = [n for n, t in zip(numbers, total, strict=True) if t > room]
+        left = room - max(prompts)
+        mend = "leave them out"
+        if tests and left >= max(responses):
+            mend = f"give --max-completion-tokens {left}"
+        raise ConfigError(
+            f"{path}, line {long[0]}: model.max_positions = {room} is too few for {len(long)} of "
+            f"the programs, which need up to {max(total)} tokens with their prompts; {mend}"
+        )
     return programs
 
 
@@ -100,7 +113,9 @@ def _ids(row: dict[str, Any], problem: Problem, run: Run) -> tuple[int, ...]:
         field, program = "program", _text(row, "program")
         response = run.prompts.response(problem, program)
     elif "completion" in row:
-        field, program = "completion", problem.program(_text(row, "completion"))
+        field, program = "completion", _text(row, "completion")
+        if "completion" in (style, row.get("style", "completion")):
+            program = problem.program(program)  # in chat styles the code writes it all again
         response = run.prompts.response(problem, program)
     elif "response" in row:
         raise ConfigError(

@@ -67,7 +67,7 @@ class ScriptedSampling:
 
     def run(self, params, starts, key, journal, name, progress):
         ScriptedSampling.asked.append((params, key, name, [s.problem.task_id for s in starts]))
-        return attempts(self.passes[name], 20)
+        return attempts(self.passes[name], 20)[: len(starts)]
 
 
 class BareRun(Run):
@@ -80,13 +80,13 @@ class BareRun(Run):
         return (stream, *numbers)
 
 
-def evaluated(monkeypatch, workdir, arms):
+def evaluated(monkeypatch, workdir, arms, first=0):
     monkeypatch.setattr(stage, "Sampling", ScriptedSampling)
     monkeypatch.setattr(ScriptedSampling, "made", [])
     monkeypatch.setattr(ScriptedSampling, "asked", [])
     problems = [Problem(f"p{i}", "", CallTests(()), horizon=3 + i % 2) for i in range(4)]
     run = BareRun(
-        config=Config(evaluate=EvaluateConfig(samples=20, bootstrap=100)),
+        config=Config(evaluate=EvaluateConfig(first=first, samples=20, bootstrap=100)),
         workdir=workdir,
         mesh=None,
         tokenizer=SimpleNamespace(decode=lambda ids: "    return a"),
@@ -151,3 +151,9 @@ def test_shown_programs_are_different_and_follow_the_shares_of_horizons(horizons
     for horizon in set(horizons):
         share = horizons.count(horizon) * len(chosen) / len(horizons)
         assert abs([horizons[i] for i in chosen].count(horizon) - share) < 1.001
+
+
+def test_the_first_problems_of_each_set_can_be_enough(monkeypatch, tmp_path):
+    arms = evaluated(monkeypatch, tmp_path, ("sft",), first=1)
+    assert ScriptedSampling.asked[0][-1] == ["p0", "p3"]
+    assert arms["sft"]["pass_at_1"]["n"] == arms["sft"]["test_long"]["pass_at_1"]["n"] == 1

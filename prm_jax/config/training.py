@@ -268,6 +268,8 @@ class EvaluateConfig(Section):
 
     section: ClassVar[str] = "evaluate"
 
+    first: int = 0
+    """Only so many problems of each held-out set, the first ones; 0 takes all."""
     samples: int = 10
     """Responses per problem."""
     temperature: float = 0.2
@@ -281,6 +283,6 @@ class EvaluateConfig(Section):
 
     def __post_init__(self):
         self._positive("samples", "bootstrap")
-        self._not_negative("temperature")
+        self._not_negative("first", "temperature")
         self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._require("confidence", 0 < self.confidence < 1, "between 0 and 1")

@@ -27,7 +27,8 @@ SCORED_FAILING, SCORED_PASSING = 5, 2  # programs per arm that the report shows
 
 
 def evaluate(run: Run) -> None:
-    sets = {name: list(problems) for name, problems in run.problems.held_out.items()}
+    first = run.config.evaluate.first or None
+    sets = {name: list(problems)[:first] for name, problems in run.problems.held_out.items()}
     asked = [problem for problems in sets.values() for problem in problems]
     main = next(iter(sets))
     arms = [arm for arm in ARMS if run.done(arm) is not None]

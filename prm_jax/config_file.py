@@ -49,6 +49,8 @@ def run_file(path: Path, option: str, function: str) -> Any:
 def read_config(path: Path) -> Config:
     """The settings that a run keeps as `config.json`; `to_json` wrote them.
 
+    A run of an earlier version lacks settings that came later: they stand at their defaults.
+
     Raises ConfigError if the file is not that: it names the first field that does not fit.
     """
     try:
@@ -96,10 +98,12 @@ def read_asking(folder: Path) -> tuple[PromptsConfig, tuple[int, int]] | None:
 
 
 def _rebuilt(default: Any, settings: Any, where: str) -> Any:
-    """The dataclass of `default`'s kind that has these settings."""
+    """The dataclass of `default`'s kind that has these settings; those of later versions keep
+    their defaults.
+    """
     names = {field.name for field in dataclasses.fields(default)}
-    if not isinstance(settings, dict) or settings.keys() != names:
-        got = sorted(settings) if isinstance(settings, dict) else settings
+    if not isinstance(settings, dict) or not settings.keys() <= names:
+        got = sorted(settings.keys() - names) if isinstance(settings, dict) else settings
         raise ConfigError(
             f"{where} holds {got}, and this version of prm_jax has {sorted(names)} there: "
             "use the version that made the run"

@@ -26,7 +26,7 @@ import tyro
 
 from prm_jax import __version__
 from prm_jax.config import Config, ConfigError, to_json
-from prm_jax.config_file import differences, load_config
+from prm_jax.config_file import differences, load_config, read_config
 from prm_jax.metrics import MetricsLog, NonFiniteMetric, duration, say
 from prm_jax.process import settle_process
 from prm_jax.report import ReportError, write_report
@@ -171,9 +171,10 @@ def open_workdir(workdir: Path, config: Config) -> None:
     resolved = json.loads(to_json(config))
     path = workdir / "config.json"
     if path.exists():
+        began = json.loads(to_json(read_config(path)))
         used = [
             line
-            for line in differences(deciding(json.loads(path.read_text())), deciding(resolved))
+            for line in differences(deciding(began), deciding(resolved))
             if _has_been_read(re.split("[.:]", line)[0], workdir)
         ]
         if used:

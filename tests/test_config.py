@@ -119,7 +119,7 @@ def test_a_runs_settings_are_read_as_they_were_written(path, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda s: s["ppo"].pop("steps"), "config.json: ppo"),
+        (lambda s: s["ppo"].update(stepz=1), "config.json: ppo holds .'stepz'"),
         (lambda s: s.update(sed=1), "sed"),
         (lambda s: s["ppo"].update(steps=-1), "ppo.steps = -1"),
     ],
@@ -135,3 +135,10 @@ def test_settings_of_another_version_are_refused(spoil, said, tmp_path):
 def test_a_folder_without_settings_is_no_run(tmp_path):
     with pytest.raises(ConfigError, match="not the workdir of a run"):
         read_config(tmp_path / "config.json")
+
+
+def test_settings_that_came_later_stand_at_their_defaults(tmp_path):
+    settings = json.loads(to_json(dataclasses.replace(Config(), seed=5)))
+    del settings["ppo"]["gamma"], settings["prompts"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert read_config(tmp_path / "config.json") == dataclasses.replace(Config(), seed=5)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 
@@ -15,27 +14,25 @@ from prm_jax.types import CallTests, CheckTests, Limits
 RIGHT = "def f(x):\n    return x * x\n"
 
 
-def in_a_child(work) -> int:
-    """The exit status of a forked child that does the work: 0 if it returned True."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os._exit(0 if work() else 1)
-        except BaseException:
-            os._exit(2)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+_LIMITS_ARE_READ_LATE = """
+import resource
+from prm_jax.sandbox.core import linux
+calls = linux.Calls()
+limits = calls.setrlimit(resource.RLIMIT_CPU)
+limits[0], limits[1] = 123, 456
+calls.make()
+assert resource.getrlimit(resource.RLIMIT_CPU) == (123, 456)
+"""
+
+
+def run(code: str, timeout_s: float = 60.0) -> None:
+    """In an interpreter of its own, for these processes are limited or measured."""
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=timeout_s)
 
 
 def test_calls_read_their_limits_when_they_are_made():
-    calls = linux.Calls()
-    limits = calls.setrlimit(resource.RLIMIT_CPU)
-
-    def work() -> bool:
-        limits[0], limits[1] = 123, 456
-        calls.make()
-        return resource.getrlimit(resource.RLIMIT_CPU) == (123, 456)
-
-    assert in_a_child(work) == 0
+    run(_LIMITS_ARE_READ_LATE)
 
 
 def test_the_first_call_that_fails_raises():
@@ -62,8 +59,7 @@ assert len(filling) < 10_000
 
 
 def test_objects_lie_side_by_side_once_the_pools_are_filled():
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", _SIDE_BY_SIDE], env=environment, check=True)
+    run(_SIDE_BY_SIDE)
 
 
 @pytest.fixture(scope="module")

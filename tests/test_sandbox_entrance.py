@@ -92,3 +92,63 @@ def test_tests_are_compiled_once_for_all_programs():
     ]
     assert jobs[0]["expressions"] is jobs[1]["expressions"]
     assert eval(jobs[0]["expressions"][0], {"f": lambda x: x + 40}) == 42
+
+
+_HEAVY = """
+import resource, time
+from prm_jax.sandbox.core import verdicts
+
+nested = "".join(
+    f"{' ' * i}try: pass\\n{' ' * i}finally:\\n" for i in range(18)
+) + " " * 18 + "x = 1"
+leaving = "def g(a):\\n  for i in a:\\n    try:\\n" + "      if i: return\\n" * 1000
+leaving += "    finally:\\n" + "      a(i)\\n" * 1000
+folded = "\\n".join(f"x = 'a{i}'*2000" for i in range(3000))
+tuples = "\\n".join(f"x = ('a{i}',)[0]*2000, (1, {i})*120" for i in range(1500))
+added = "x = " + "+".join(f"'{i:0500}'" for i in range(500))
+limits = verdicts.Limits(1.0, 1 << 28, 1 << 16)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for setup in (nested, leaving, folded, tuples, added):
+    tests = {"asserts": ["assert f(2) == 4"], "setup": setup, "float_tolerance": 0.0}
+    start_s = time.process_time()
+    (spec,) = next(verdicts.judge("", {"kind": "calls", **tests}, limits))
+    assert time.process_time() - start_s < 1.5, setup[:80]
+    assert spec.job["setup"] == setup  # the child compiles it
+    test = "\\n".join(["def check(candidate):", *["  " + line for line in setup.splitlines()]])
+    tests = {"code": test, "entry_point": "f"}
+    specs = next(verdicts.judge("", {"kind": "check", **tests}, limits))
+    assert isinstance(specs[1].job["tests"][0], str)
+statements = [f"assert f({i}) == 'a{i}'*50000" for i in range(1000)]
+try:
+    verdicts.judge(
+        "", {"kind": "calls", "asserts": statements, "setup": "", "float_tolerance": 0.0}, limits
+    )
+except verdicts.BadTests as error:
+    assert "too large" in str(error)
+else:
+    raise AssertionError("100 MB are expected")
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert grown < 100 << 10, f"{grown} KiB"
+kept = sum(len(text) for key in verdicts._plans for text in key[1:])
+assert kept + sum(plan.size() for plan in verdicts._plans.values()) < 1 << 20
+"""
+
+
+def test_tests_that_would_grow_when_compiled_cost_the_broker_little():
+    run(_HEAVY)
+
+
+NESTED = "".join(f"{' ' * i}try: pass\n{' ' * i}finally:\n" for i in range(18))
+
+
+def test_what_the_child_compiles_is_judged_under_the_programs_limits(sandbox):
+    tests = CallTests(("assert f(3) == 9",), setup="try: a = 'x' * 10\nfinally: b = 'y' * 10")
+    assert sandbox.submit(RIGHT, tests).result().passed
+    body = "  try: assert abs(candidate(3) - 9) < 1\n  finally: pass\n"
+    assert sandbox.submit(RIGHT, CheckTests(f"def check(candidate):\n{body}", "f")).result().passed
+    wrong = "def f(x):\n    return x\n"
+    verdict = sandbox.submit(wrong, CheckTests(f"def check(candidate):\n{body}", "f")).result()
+    assert verdict.status == "failed"
+    tests = CallTests(("assert f(3) == 9",), setup=f"{NESTED}{' ' * 18}x = 1")
+    verdict = sandbox.submit(RIGHT, tests, Limits(cpu_s=0.5, memory_mib=64)).result()
+    assert verdict.status in ("timeout", "memory")

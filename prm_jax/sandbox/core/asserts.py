@@ -9,6 +9,7 @@ statements run whole in a second child that holds no part of the program (see `t
 import ast
 import builtins
 import dataclasses
+import marshal
 import math
 import operator
 import sys
@@ -44,6 +45,8 @@ _ORDERINGS = {
 }  # fmt: skip
 _MAX_LITERAL_BYTES = 1 << 24
 _MAX_POWER_BITS = 1 << 20
+_MAX_CODE_BYTES = 1 << 18  # of one piece of test code, compiled
+_NODE_BYTES = 8  # of a node in a list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +90,42 @@ def parse(code: str, mode: str = "exec") -> Any:
         return ast.parse(code, mode=mode)
 
 
-def compiled(code: str, name: str, mode: str) -> types.CodeType:
-    """`compile` without such warnings; raises SyntaxError, ValueError and others."""
+def compiled(code: str, name: str, mode: str) -> types.CodeType | str:
+    """`compile` without such warnings, or the code as it is where compiling has no good bound.
+
+    Such code is for the child to compile, under the limits of the program. Raises SyntaxError,
+    ValueError and others.
+    """
+    tree = parse(code, mode)
+    if any(map(_multiplies, ast.walk(tree))):
+        return code
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return compile(code, name, mode)
+        made = compile(tree, name, mode)
+    return made if len(marshal.dumps(made)) <= _MAX_CODE_BYTES else code
+
+
+def _multiplies(node: ast.AST) -> bool:
+    """Whether compiling may make much of little: copies of a `finally`, sums of constants.
+
+    The code of a `finally` is repeated for each way out of its `try`, once more per level where
+    they are nested. Of constants, `"ab" * 2000` and `"ab" + "c"` become what they mean; numbers
+    stay below 128 bits.
+    """
+    if isinstance(node, ast.Try | ast.TryStar):
+        return bool(node.finalbody)
+    if not isinstance(node, ast.BinOp):
+        return False
+    sides = node.left, node.right
+    if any(isinstance(side, ast.Name | ast.Call | ast.Attribute) for side in sides):
+        return False  # nothing is known before it runs
+    return any(_is_sequence(side) for side in sides)
+
+
+def _is_sequence(node: ast.expr) -> bool:
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str | bytes)
+    return isinstance(node, ast.Tuple | ast.Subscript)
 
 
 def split(statements: list[str], setup: str = "") -> tuple[list[str], list[Condition]]:
@@ -167,6 +201,7 @@ def holds(condition: Condition, results: list[Any], tolerance: float = 0.0) -> b
 class _Splitter:
     def __init__(self, own: Set[str], asks_builtins: bool):
         self._asks_builtins = asks_builtins  # the tests name nothing else of the program
+        self._left = _MAX_LITERAL_BYTES  # for all literals together
         self._own = own  # names that are not the program's: of the set-up, of modules
         self.expressions: list[str] = []
 
@@ -195,7 +230,10 @@ class _Splitter:
             value = literal(node)
         except (ValueError, TypeError, ArithmeticError, AttributeError):
             return self._computed(node)
-        return Literal(values.Encoder(_MAX_LITERAL_BYTES).encode(value))
+        encoder = values.Encoder(max(self._left, 0))
+        encoded = encoder.encode(value)
+        self._left -= encoder.spent + _NODE_BYTES * encoder.nodes
+        return Literal(encoded)
 
     def _computed(self, node: ast.expr) -> Computed:
         if not self._direct(node):

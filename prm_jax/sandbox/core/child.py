@@ -29,8 +29,8 @@ _THREAD_STACK_BYTES, _MAX_THREAD_STACK_BYTES = 8 << 20, 64 << 20
 def load_job(fd: int, size: int) -> dict[str, Any]:
     """The job of this many bytes from its memory file, which the broker wrote and sealed.
 
-    It is in Python's own format: the broker is an interpreter of the same version, and the code
-    of the tests comes compiled.
+    It is in Python's own format: the broker is an interpreter of the same version, and most code
+    of tests comes compiled.
     """
     body = os.pread(fd, size, 0)
     os.close(fd)
@@ -88,7 +88,7 @@ def run_stdio(job: dict[str, Any], out: int) -> int:
 
 
 def load_program(
-    source: str, name: str, setup: types.CodeType | None, out: int
+    source: str, name: str, setup: types.CodeType | str | None, out: int
 ) -> dict[str, Any] | None:
     """Execute the program and the set-up code in a module; reports what it raises on `out`."""
     module = types.ModuleType(name)

@@ -50,9 +50,19 @@ class Encoder:
         other: Callable[[Any], Any] | None = None,
     ):
         self._nodes = MAX_NODES
-        self._bytes = max_bytes
+        self._bytes = self._max_bytes = max_bytes
         self._iterators = iterators
         self._other = other or (lambda value: ["o", type_name(value)])
+
+    @property
+    def spent(self) -> int:
+        """Bytes of the texts and numbers that have been encoded."""
+        return self._max_bytes - self._bytes
+
+    @property
+    def nodes(self) -> int:
+        """How many values have been encoded, those within others included."""
+        return MAX_NODES - self._nodes
 
     def encode(self, value: Any, depth: int = 0) -> Any:
         """The value as tagged JSON; raises TooLarge."""

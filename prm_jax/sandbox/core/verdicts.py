@@ -5,18 +5,20 @@ A generator yields the children that it needs (`Spec`) and is sent what became o
 that holds the expected values and the only one whose word counts.
 """
 
+import collections
 import dataclasses
-import functools
+import marshal
 import re
 import signal
 import types
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from prm_jax.sandbox.core import asserts, compare, frames, values
 
 Verdict = dict[str, Any]
-_MAX_CACHED_TESTS, _MAX_CACHED_CHARACTERS = 1024, 1 << 16
+_Code = types.CodeType | str
+_MAX_CACHED_TESTS, _MAX_CACHED_BYTES = 1024, 1 << 18
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # what reading code raises
 _MAX_MESSAGE = 1000
 _TESTER_CPU_S = 5.0  # over the program's own limit
@@ -82,26 +84,52 @@ def judge(program: str, tests: dict[str, Any], limits: Limits) -> Steps:
     return _calls(program, plan, tolerance, limits)
 
 
-def _cached(plan: Any, *texts: str) -> "_Plan":
-    """The plan from its cache, unless the tests are so long that many would fill the memory."""
-    short = sum(map(len, texts)) < _MAX_CACHED_CHARACTERS
-    return plan(*texts) if short else plan.__wrapped__(*texts)
+_plans: "collections.OrderedDict[tuple[Any, ...], _Plan]" = collections.OrderedDict()
+
+
+def _cached(make: Callable[..., "_Plan"], *texts: str) -> "_Plan":
+    """The plan for these tests, kept unless it is so large that many would fill the memory."""
+    key = (make, *texts)
+    plan = _plans.get(key)
+    if plan is not None:
+        _plans.move_to_end(key)
+        return plan
+    plan = make(*texts)
+    if sum(map(len, texts)) + plan.size() < _MAX_CACHED_BYTES:
+        _plans[key] = plan
+        if len(_plans) > _MAX_CACHED_TESTS:
+            _plans.popitem(last=False)
+    return plan
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Tests as children get them: compiled once, however many programs are judged by them."""
+    """Tests as children get them: compiled once, however many programs are judged by them.
 
-    setup: types.CodeType | None
-    expressions: list[types.CodeType]
+    Code that is still text is compiled by the child, under the limits of the program.
+    """
+
+    setup: _Code | None
+    expressions: list[_Code]
     conditions: list[asserts.Condition] | None  # None: the tests run whole, in a tester
-    tests: list[types.CodeType]
+    tests: list[_Code]
     names: dict[str, Any]
     stop_at_first: bool
     numpy: bool
 
+    def size(self) -> int:
+        """Bytes of its code and of what the tests expect, roughly."""
+        expected = [
+            operand.value
+            for condition in self.conditions or []
+            for part in condition
+            if isinstance(part, asserts.Comparison)
+            for operand in part.operands
+            if isinstance(operand, asserts.Literal)
+        ]
+        return len(marshal.dumps([self.setup, self.expressions, self.tests, expected]))
 
-@functools.lru_cache(_MAX_CACHED_TESTS)
+
 def _call_plan(setup: str, *statements: str) -> _Plan:
     if not statements:
         raise BadTests("there are no tests: a program cannot pass or fail")
@@ -120,7 +148,6 @@ def _call_plan(setup: str, *statements: str) -> _Plan:
         raise BadTests(f"the tests cannot be read: {error}") from error
 
 
-@functools.lru_cache(_MAX_CACHED_TESTS)
 def _check_plan(code: str, entry_point: str) -> _Plan:
     if not entry_point.strip():
         raise BadTests("entry_point is empty: name the function that check() is to be given")

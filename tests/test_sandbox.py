@@ -3,6 +3,7 @@
 import collections
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from sandbox_attacks import descendants, gone
 
-from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
+from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused, client
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests
 
 SQUARE = CallTests(("assert f(2) == 4", "assert f(-3) == 9"))
@@ -487,3 +488,58 @@ def test_too_weak_isolation_is_refused_with_what_to_change():
 def test_bad_settings_are_refused(options):
     with pytest.raises(ValueError, match="is not allowed"):
         Sandbox(**options)
+
+
+UNUSABLE = {
+    "memory_mib = -1": (SQUARE, Limits(memory_mib=-1)),
+    "memory_mib = 0.5": (SQUARE, Limits(memory_mib=0.5)),  # type: ignore[arg-type]
+    "output_bytes = -5": (SQUARE, Limits(output_bytes=-5)),
+    "cpu_s = nan": (SQUARE, Limits(cpu_s=float("nan"))),
+    "cpu_s = inf": (SQUARE, Limits(cpu_s=float("inf"))),
+    "cpu_s = 0": (SQUARE, Limits(cpu_s=0)),
+    "cpu_s = '1'": (SQUARE, Limits(cpu_s="1")),  # type: ignore[arg-type]
+    "asserts[1] = 7": (CallTests(("assert f(1) == 1", 7)), None),  # type: ignore[arg-type]
+    "asserts = 'assert f(1)'": (CallTests("assert f(1)"), None),  # type: ignore[arg-type]
+    "setup = None": (CallTests(("assert f(1) == 1",), None), None),  # type: ignore[arg-type]
+    "float_tolerance = nan": (CallTests(("assert f(1) == 1",), "", float("nan")), None),
+    "code = 3": (CheckTests(3, "f"), None),  # type: ignore[arg-type]
+    "entry_point = None": (CheckTests("x", None), None),  # type: ignore[arg-type]
+    "cases[0][1] = 4": (stdio(("2", 4)), None),  # type: ignore[arg-type]
+    "cases[0] = ('2',)": (StdioTests((("2",),)), None),  # type: ignore[arg-type]
+    "tests = None": (None, None),
+}
+
+
+def test_fields_that_cannot_be_used_are_refused_by_name(sandbox):
+    broker = sandbox._process.pid
+    innocent = [sandbox.submit(f"def f(x): return x * x  # {i}", SQUARE) for i in range(3)]
+    for message, (tests, limits) in UNUSABLE.items():
+        with pytest.raises(ValueError, match=re.escape(f"{message} is not allowed")):
+            sandbox.submit("def f(x): return x * x", tests, limits)
+    with pytest.raises(ValueError, match="program = b'' is not allowed"):
+        sandbox.submit(b"", SQUARE)
+    assert all(future.result().passed for future in innocent)
+    assert sandbox._process.pid == broker
+
+
+def test_a_job_that_the_broker_stumbles_over_fails_alone(sandbox, monkeypatch):
+    monkeypatch.setattr(client, "_count", lambda *_: None)
+    monkeypatch.setattr(client, "_text", lambda *_: None)
+    broker, program = sandbox._process.pid, "def f(x): return x * x  # {}"
+    futures = []
+    for i, (tests, limits) in enumerate(
+        [
+            (SQUARE, Limits(memory_mib=-1)),
+            (check("assert abs(candidate(2) - 4) < 1"), Limits(memory_mib=-1)),
+            (CallTests((3, 4)), Limits()),  # type: ignore[arg-type]
+            (StdioTests((("2", 5),)), Limits()),  # type: ignore[arg-type]
+        ]
+    ):
+        futures.append(sandbox.submit(program.format(f"a{i}"), SQUARE))
+        futures.append(sandbox.submit(program.format(f"b{i}"), tests, limits))
+    for innocent, guilty in zip(futures[::2], futures[1::2], strict=True):
+        assert innocent.result().passed
+        with pytest.raises(SandboxError, match="stumbled"):
+            guilty.result()
+    assert sandbox.submit(program.format("last"), SQUARE).result().passed
+    assert sandbox._process.pid == broker

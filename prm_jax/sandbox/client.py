@@ -8,6 +8,7 @@ judged before is done once; if the broker dies it is started again and the open 
 import collections
 import dataclasses
 import hashlib
+import math
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verd
 _MAX_BROKERS = 3  # that may die under one piece of work
 _MAX_STARTS = 10  # of a broker, in a row
 _REMEMBERED = 1 << 16
+_MOST_COUNT = 1 << 63  # what a limit may be; more than any kernel can say
 _WAITING_PER_JOB = 64
 _CLOSE_S = 5.0
 _READ_BYTES = 1 << 16  # at once; larger buffers would be mapped and unmapped each time
@@ -98,7 +100,7 @@ class Sandbox:
         """Judge a program; the future's result is the verdict, or it raises SandboxError.
 
         Waits while `64 x jobs` programs are ahead. Equal (program, tests, limits) are judged once,
-        unless the verdict was a timeout.
+        unless the verdict was a timeout. Raises ValueError for a field that cannot be used.
         """
         request = _request(program, tests, limits or Limits())
         future: Future[Verdict] = Future()
@@ -287,14 +289,33 @@ class Sandbox:
 
 
 def _request(program: str, tests: Tests, limits: Limits) -> bytes:
-    """All that a verdict hangs on, as JSON."""
+    """All that a verdict hangs on, as JSON; raises ValueError for a field that cannot be used."""
+    _text("program", program)
     match tests:
         case CallTests():
             kind = "calls"
+            for i, statement in enumerate(_sequence("asserts", tests.asserts)):
+                _text(f"asserts[{i}]", statement)
+            _text("setup", tests.setup)
         case CheckTests():
             kind = "check"
+            _text("code", tests.code)
+            _text("entry_point", tests.entry_point)
         case StdioTests():
             kind = "stdio"
+            for i, case in enumerate(_sequence("cases", tests.cases)):
+                if len(_sequence(f"cases[{i}]", case)) != 2:
+                    raise _unusable(f"cases[{i}]", case, "a pair (standard input, output)")
+                _text(f"cases[{i}][0]", case[0])
+                _text(f"cases[{i}][1]", case[1])
+        case _:
+            raise _unusable("tests", tests, "CallTests, CheckTests or StdioTests")
+    if not isinstance(tests, CheckTests):
+        _number("float_tolerance", tests.float_tolerance)
+    if not _number("cpu_s", limits.cpu_s) > 0:
+        raise _unusable("cpu_s", limits.cpu_s, "more than 0")
+    _count("memory_mib", limits.memory_mib)
+    _count("output_bytes", limits.output_bytes)
     return frames.dump(
         {
             "program": program,
@@ -306,3 +327,32 @@ def _request(program: str, tests: Tests, limits: Limits) -> bytes:
             },
         }
     )
+
+
+def _unusable(field: str, value: object, mend: str) -> ValueError:
+    return ValueError(f"{field} = {repr(value)[:100]} is not allowed: it must be {mend}")
+
+
+def _text(field: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise _unusable(field, value, "a str")
+
+
+def _sequence(field: str, value: Any) -> tuple[Any, ...] | list[Any]:
+    if not isinstance(value, tuple | list):
+        raise _unusable(field, value, "a tuple")
+    return value
+
+
+def _number(field: str, value: Any) -> float:
+    try:
+        if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
+            return value
+    except OverflowError:
+        pass  # an int that is no float
+    raise _unusable(field, value, "a finite number of at least 0")
+
+
+def _count(field: str, value: Any) -> None:
+    if not isinstance(value, int) or not 0 <= value < _MOST_COUNT:
+        raise _unusable(field, value, f"an int from 0 to {_MOST_COUNT - 1}")

@@ -152,6 +152,11 @@ class Broker:
             job.wanted = next(job.steps)
         except BadTests as error:
             self._finish(job, {"id": job.id, "error": str(error)})
+        except Exception as error:  # what one job asks for must not end the others
+            if job.zygote:
+                self._lost(job.zygote, _stumble(error))
+            else:
+                self._finish(job, {"id": job.id, "error": _stumble(error)})
         else:
             self._starting.append(job)
 
@@ -179,22 +184,24 @@ class Broker:
     def _start_children(self, job: Job, zygotes: list[Zygote]) -> None:
         """Fork a child on each zygote; two children get a pair of pipes between them."""
         joined: list[list[int]] = [[] for _ in zygotes]
-        if len(zygotes) == 2:
-            requests, responses = os.pipe(), os.pipe()
-            joined = [[requests[0], responses[1]], [requests[1], responses[0]]]
         job.runs = [(z, Run(spec)) for z, spec in zip(zygotes, job.wanted, strict=True)]
         for zygote in zygotes:
             self._owner[zygote] = job
         try:
+            if len(zygotes) == 2:
+                for reader, writer in ((0, 1), (1, 0)):  # of requests, of responses
+                    ends = os.pipe()
+                    joined[reader].append(ends[0])
+                    joined[writer].append(ends[1])
             for (zygote, run), fds in zip(job.runs, joined, strict=True):
                 try:
                     zygote.start(run, fds)
                 finally:
                     fds.clear()
-        except Infrastructure as error:
+        except Exception as error:  # what one job asks for must not end the others
             for fd in [fd for fds in joined for fd in fds]:
                 os.close(fd)
-            self._fail(job, str(error))
+            self._fail(job, str(error) if isinstance(error, Infrastructure) else _stumble(error))
 
     def _on_output(self, zygote: Zygote, run: Run, fd: int) -> None:
         if fd in run.fds() and not run.read(fd):
@@ -240,7 +247,7 @@ class Broker:
             else:
                 self._finish(job, {"id": job.id, "verdict": stop.value})
         except Exception as error:  # a fault of ours that a program has found must not stop us
-            self._fail(job, f"the broker stumbled: {type(error).__name__}: {error}")
+            self._fail(job, _stumble(error))
         else:
             self._starting.append(job)
         for zygote in zygotes:
@@ -285,7 +292,7 @@ class Broker:
         self._slot += 1
         try:
             zygote = Zygote(self._setting, numpy, self._slot)
-        except OSError as error:
+        except (OSError, Infrastructure) as error:
             self._count_failure(numpy, str(error))
             return
         if zygote.group:
@@ -357,3 +364,7 @@ class Broker:
         for zygote in self._zygotes:
             if zygote.run and zygote.run.next_check <= now:
                 zygote.run.check(now)
+
+
+def _stumble(error: Exception) -> str:
+    return f"the broker stumbled: {type(error).__name__}: {error}"

@@ -2,13 +2,16 @@
 
 import errno
 import os
+import resource
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from prm_jax.sandbox import Sandbox, SandboxError
-from prm_jax.sandbox.core import linux, verdicts
+from prm_jax.sandbox.core import linux, pool, verdicts
 from prm_jax.types import CallTests, CheckTests, Limits
 
 RIGHT = "def f(x):\n    return x * x\n"
@@ -152,3 +155,47 @@ def test_what_the_child_compiles_is_judged_under_the_programs_limits(sandbox):
     tests = CallTests(("assert f(3) == 9",), setup=f"{NESTED}{' ' * 18}x = 1")
     verdict = sandbox.submit(RIGHT, tests, Limits(cpu_s=0.5, memory_mib=64)).result()
     assert verdict.status in ("timeout", "memory")
+
+
+@pytest.mark.parametrize("name", ["_memory_file", "_pipe"])
+@pytest.mark.parametrize("good_calls", [0, 1])
+def test_a_start_that_lacks_descriptors_is_no_end_of_the_broker(monkeypatch, name, good_calls):
+    zygote = object.__new__(pool.Zygote)
+    zygote.jobs, zygote.group, zygote.run = 0, None, None
+    zygote.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = len(os.listdir("/proc/self/fd"))
+    real, calls = getattr(pool, name), []
+
+    def scarce(*arguments):
+        calls.append(1)
+        if len(calls) > good_calls:
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(*arguments)
+
+    monkeypatch.setattr(pool, name, scarce)
+    run = pool.Run(verdicts.Spec("stdio", {}, verdicts.Limits(1.0, 1 << 28, 1 << 16)))
+    with pytest.raises(pool.Infrastructure, match="too many open files"):
+        zygote.start(run, list(os.pipe()))
+    run.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    zygote.socket.close()
+    theirs.close()
+
+
+def test_a_broker_without_room_for_descriptors_lives_on(sandbox):
+    broker = sandbox._process.pid
+    assert sandbox.submit(RIGHT, CallTests(("assert f(5) == 25",))).result().passed
+    usual = resource.prlimit(broker, resource.RLIMIT_NOFILE)
+    most = 1 + max(map(int, os.listdir(f"/proc/{broker}/fd")))
+    for room in range(4):
+        resource.prlimit(broker, resource.RLIMIT_NOFILE, (most + room, usual[1]))
+        tests = CallTests(("assert f(4) == 16", f"assert abs(f(2) - 4) < {room + 1}"))
+        future = sandbox.submit(RIGHT, tests)
+        time.sleep(0.5)
+        resource.prlimit(broker, resource.RLIMIT_NOFILE, usual)
+        assert sandbox.submit(RIGHT + f"# {room}", tests).result().passed
+        try:
+            assert future.result().passed
+        except SandboxError as error:
+            assert "too many open files" in str(error).lower()
+    assert sandbox._process.pid == broker

@@ -187,7 +187,10 @@ class Zygote:
         try:
             message, fds, _, _ = socket.recv_fds(self.socket, _MESSAGE_BYTES, 1, _MSG_CMSG_CLOEXEC)
             self._handle(message, fds)
-        except OSError as error:
+        except (
+            OSError,
+            IndexError,
+        ) as error:  # a descriptor for which there was no room is left out
             raise Infrastructure(f"zygote lost: {error}") from error
 
     def _handle(self, message: bytes, fds: list[int]) -> None:
@@ -215,28 +218,32 @@ class Zygote:
         spec = run.spec
         self.run = run
         self.jobs += 1
-        job = marshal.dumps(spec.job)
-        fds = [_memory_file(job)]
-        if spec.mode == "stdio":
-            run.stdout_fd, theirs = _pipe()
-            fds += [_memory_file(spec.stdin), theirs]
-        run.report_fd, theirs = _pipe()
-        request = REQUEST.pack(
-            MODES.index(spec.mode),
-            min(spec.limits.cpu_s, _MOST_CPU_S),
-            min(spec.limits.memory_bytes, _MOST_MEMORY_BYTES),
-            len(job),
-        )
-        fds += [*more_fds, theirs]
-        run.started = time.monotonic()
+        fds: list[int] = []  # in the order in which the zygote takes them
         try:
+            job = marshal.dumps(spec.job)
+            fds.append(_memory_file(job))
+            if spec.mode == "stdio":
+                fds.append(_memory_file(spec.stdin))
+                run.stdout_fd, theirs = _pipe()
+                fds.append(theirs)
+            fds += more_fds
+            more_fds.clear()
+            run.report_fd, theirs = _pipe()
+            fds.append(theirs)
+            request = REQUEST.pack(
+                MODES.index(spec.mode),
+                min(spec.limits.cpu_s, _MOST_CPU_S),
+                min(spec.limits.memory_bytes, _MOST_MEMORY_BYTES),
+                len(job),
+            )
+            run.started = time.monotonic()
             if self.group:
                 self.group.limit(spec.limits.memory_bytes + _ZYGOTE_SHARE_BYTES)
             socket.send_fds(self.socket, [request], fds)
         except OSError as error:
-            raise Infrastructure(f"zygote lost: {error}") from error
+            raise Infrastructure(f"no child can be started: {error}") from error
         finally:
-            for fd in fds:
+            for fd in [*fds, *more_fds]:
                 os.close(fd)
 
     def _end(self, status: int, user_s: float, system_s: float, peak: int) -> None:
@@ -317,12 +324,16 @@ def _pipe() -> tuple[int, int]:
 
 def _memory_file(data: bytes) -> int:
     fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(data)
-    at = 0
-    while at < len(data):
-        at += os.pwrite(fd, view[at:], at)
-    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    try:
+        view = memoryview(data)
+        at = 0
+        while at < len(data):
+            at += os.pwrite(fd, view[at:], at)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

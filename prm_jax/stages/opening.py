@@ -106,7 +106,7 @@ def without_long_prompts(run: Run) -> ProblemSets:
         if not kept:
             raise ConfigError(
                 f"{field} = {limit} is not allowed: it leaves none of the {len(split)} "
-                f"{name} problems; all need --{field.replace("_", "-")} {max(tokens)}"
+                f"{name} problems; all need --{field.replace('_', '-')} {max(tokens)}"
             )
         if len(kept) < len(split):
             say(

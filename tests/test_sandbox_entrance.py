@@ -73,7 +73,8 @@ def sandbox():
 
 def test_limits_beyond_what_a_kernel_can_say_are_no_limits(sandbox):
     limits = Limits(cpu_s=1e300, memory_mib=1 << 60)
-    assert sandbox.submit(RIGHT, CallTests(("assert f(3) == 9",)), limits).result().passed
+    program = f"{RIGHT}a = b'x' * (400 << 20)\n"  # every page is written to
+    assert sandbox.submit(program, CallTests(("assert f(3) == 9",)), limits).result().passed
 
 
 def test_tests_that_do_not_compile_are_no_fault_of_the_program(sandbox):

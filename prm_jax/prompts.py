@@ -69,7 +69,8 @@ class Prompts:
         if not problem.instruction:
             raise ConfigError(
                 f"prompts.style = {self._config.style!r} is not allowed: {problem.task_id} has no "
-                "instruction; use 'completion'"
+                "instruction, as a chat needs; give it one, or use 'completion' (--prompts.style, "
+                "or --style of the tools)"
             )
         text = self._chat(problem.instruction)
         return text + OPENING if self._config.style == "chat_fence" else text

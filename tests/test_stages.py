@@ -11,11 +11,13 @@ import pytest
 
 from prm_jax.config import Config, LabelConfig, MeshConfig, ModelConfig
 from prm_jax.model.heads import PolicyModel
+from prm_jax.rl.lines import split_lines
 from prm_jax.sharding import init_params, make_mesh
 from prm_jax.stages import search as search_stage
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.batches import Batches, epoch_batches, left_pad, right_pad
 from prm_jax.stages.journal import Journal
+from prm_jax.stages.programs import line_rows
 from prm_jax.stages.rl import evenly_spaced
 from prm_jax.stages.run import Run, Stream, take_cycled
 from prm_jax.stages.search import Response, against_binary_search
@@ -324,3 +326,16 @@ def test_a_response_without_lines_has_nothing_to_search():
     empty = dataclasses.replace(response(1, 0, False), kinds=(), end_token=np.zeros(0, np.int64))
     assert empty.open_steps == 0
     assert json.dumps(empty.labels().labels) == "[]"
+
+
+def test_what_is_said_of_a_step_stands_at_its_line_and_not_at_a_blank_one():
+    lines = split_lines([b"a\n", b"# c\n\n", b"  \n", b"x = 1\ny\n", b""])
+    rows = line_rows(lines, "said", ["of a", "of c", "of y"])
+    assert [(row["text"], row["kind"], row["said"]) for row in rows] == [
+        ("a", "code", "of a"),
+        ("# c", "comment", "of c"),
+        ("", "blank", None),
+        ("  ", "blank", None),
+        ("x = 1", "code", None),  # shares its last token with the next
+        ("y", "code", "of y"),
+    ]

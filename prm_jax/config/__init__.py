@@ -106,7 +106,7 @@ class Config(Section):
         if self.label.checkpoints > self.ppo.steps:
             raise ConfigError(
                 f"label.checkpoints = {self.label.checkpoints} is not allowed: the baseline has "
-                f"only ppo.steps = {self.ppo.steps}"
+                f"only ppo.steps = {self.ppo.steps}; lower it to that or less"
             )
 
 

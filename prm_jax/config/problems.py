@@ -81,8 +81,9 @@ class ProblemsConfig(Section):
     name: str = "chains"
     """chains; branches; the name of a set (human_eval); a name and its file (mbpp:PATH); or a file
     (docs/problems.md). Its training problems serve SFT, RL and the labels."""
-    validation: int = 64
-    """Training problems that are kept to judge the PRM, where the set has no validation split."""
+    validation: int = 0
+    """Training problems that are kept to judge the PRM, where the set has no validation split; 0
+    keeps a tenth."""
     train_prompt_tokens: int = 0
     """Training and validation problems with longer prompts are left out, since every rollout is as
     wide as the longest prompt; 0 keeps all up to max_prompt_tokens."""
@@ -101,8 +102,7 @@ class ProblemsConfig(Section):
             field = f"{self.name}.final"
             final = getattr(self, self.name).final
             self._require(field, final > 0, "above 0 to hold final problems")
-        self._positive("validation")
-        self._not_negative("train_prompt_tokens")
+        self._not_negative("validation", "train_prompt_tokens")
 
 
 @dataclasses.dataclass(frozen=True)

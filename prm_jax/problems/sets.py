@@ -74,12 +74,14 @@ def _benchmark(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Proble
             "give each problem of a file of your own a split (docs/problems.md)"
         )
     if not validation:
-        if config.validation >= len(train):
+        kept = config.validation or max(1, len(train) // 10)
+        if kept >= len(train):
             raise ConfigError(
-                f"problems.validation = {config.validation} is not allowed: it must be below the "
-                f"{len(train)} training problems of {found.name}, which has no validation split"
+                f"problems.validation = {kept} is not allowed: it must be below the {len(train)} "
+                f"training problems of {config.name}, which has no validation split; give some of "
+                "its problems that split"
             )
-        train, validation = train[: -config.validation], train[-config.validation :]
+        train, validation = train[:-kept], train[-kept:]
     return ProblemSets(
         sft=[p for p in train if p.solution],
         train=train,

@@ -163,10 +163,11 @@ def line_rows(lines: Lines, name: str, values: Sequence[Any]) -> list[dict[str, 
     """Every line as text and kind, and under `name` the value of the step that ends with it.
 
     Lines that end no step of their own (blank ones, and lines that share their last token with the
-    next) have None.
+    next one that is not blank) have None.
     """
     end_token, _ = step_ends(lines)
-    last = np.searchsorted(lines.end_token, end_token, side="right") - 1
+    said = np.flatnonzero(lines.kind != LineKind.BLANK)
+    last = said[np.searchsorted(lines.end_token[said], end_token, side="right") - 1]
     of_line = dict(zip(last.tolist(), values, strict=True))
     return [
         {

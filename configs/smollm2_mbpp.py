@@ -53,5 +53,5 @@ def get_config() -> Config:
         prm=PRMConfig(
             steps=12, batch_size=8, learning_rate=3e-4, warmup_steps=2, checkpoint_every=6
         ),
-        evaluate=EvaluateConfig(first=96, samples=1, temperature=0.0),
+        evaluate=EvaluateConfig(first=48, samples=1, temperature=0.0),
     )

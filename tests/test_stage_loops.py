@@ -167,7 +167,7 @@ def run_sft(monkeypatch, traces: Traces) -> list:
     """Runs the stage; the batches that it trained on."""
     batches = []
 
-    def make_sft_step(model, tx, mesh, shardings):
+    def make_sft_step(model, tx, mesh, shardings, rows_at_once):
         def step(state, frozen, batch):
             batches.append(jax.tree.map(np.asarray, batch))
             return state, {}
@@ -184,7 +184,7 @@ def run_prm(monkeypatch, traces: Traces) -> list:
     """Runs the stage on five responses of one line; where its parameters come from, its batches."""
     seen: list = []
 
-    def make_prm_step(model, tx, mesh, shardings):
+    def make_prm_step(model, tx, mesh, shardings, rows_at_once):
         def step(state, frozen, batch):
             seen.append((state.params, jax.tree.map(np.asarray, batch)))
             return state, {}

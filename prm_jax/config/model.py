@@ -128,10 +128,14 @@ class MeshConfig(Section):
     """Splits the batch and the parameters."""
     tensor: int = 1
     """Splits heads, MLP and vocabulary."""
+    rows_at_once: int = 0
+    """Responses that a device takes at a time when it trains; the gradients of the others are added
+    to theirs, for less memory and more passes over the parameters. 0 takes all at once."""
 
     def __post_init__(self):
         axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in axes.items():
             self._require(name, size >= 1 or size == -1, "at least 1, or -1 for all that are left")
+        self._not_negative("rows_at_once")
         if list(axes.values()).count(-1) > 1:
             raise ConfigError(f"mesh = {axes} is not allowed: at most one axis may be -1")

@@ -148,7 +148,13 @@ def _supervised(parts: _Parts, section: Any, name: str, model: Any, params: Any,
     rows = parts.rows(f"{name}.batch_size", section.batch_size)
     return Program(
         f"{name}/step",
-        make(model, tx, parts.mesh, jax.tree.map(lambda x: x.sharding, state)),
+        make(
+            model,
+            tx,
+            parts.mesh,
+            jax.tree.map(lambda x: x.sharding, state),
+            parts.config.mesh.rows_at_once,
+        ),
         (state, frozen, parts.grid(kind, rows)),
         {},
         _fewer_activations(parts, f"{name}.batch_size", rows),
@@ -258,6 +264,7 @@ def _ppo(parts: _Parts) -> Iterator[Program]:
     )
     steps: Any = {
         "prompt_tokens": parts.prompt, "epochs": config.epochs, "minibatches": config.minibatches,
+        "rows_at_once": parts.config.mesh.rows_at_once,
     }  # fmt: skip
     batch = parts.grid(PPOBatch, rollouts)
     smaller = _fewer_activations(
@@ -319,9 +326,12 @@ def _fewer_activations(parts: _Parts, field: str, rows: int) -> str:
         return "set model.remat = 'full'"
     if not parts.config.model.scan_layers:
         return "set model.scan_layers = True"
-    if rows > batch_shards(parts.mesh):
-        per_chip = rows // batch_shards(parts.mesh)
-        return f"lower {field} = {rows}, which is {per_chip} sequences on a chip"
+    per_chip = rows // batch_shards(parts.mesh)
+    if per_chip > 1 and parts.config.mesh.rows_at_once != 1:
+        return (
+            f"set mesh.rows_at_once = 1: {field} = {rows} is {per_chip} sequences on a chip; or "
+            "lower it"
+        )
     return (
         "split the model over more chips (a larger slice, or mesh.tensor), or set model.lora_rank"
     )

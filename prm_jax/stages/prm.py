@@ -50,7 +50,9 @@ def prm(run: Run) -> None:
         "model",
         config,
         scalar_params(run.scalar, policy["trunk"], run.mesh),
-        lambda tx, shardings: make_prm_step(run.scalar, tx, run.mesh, shardings),
+        lambda tx, shardings: make_prm_step(
+            run.scalar, tx, run.mesh, shardings, run.config.mesh.rows_at_once
+        ),
         batch_at,
     )
     quality = judge_prm(run, params, [r for r in responses if r.split == "validation"])

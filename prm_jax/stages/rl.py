@@ -180,6 +180,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
         clip_high=config.clip_high,
         value_clip=config.value_clip,
         sampler_cap=config.sampler_cap,
+        rows_at_once=run.config.mesh.rows_at_once,
     )
     kept = evenly_spaced(config.steps, run.config.label.checkpoints)
 
@@ -359,6 +360,7 @@ def _warmed_up(
         prompt_tokens=rollouts.width,
         epochs=config.epochs,
         minibatches=config.minibatches,
+        rows_at_once=run.config.mesh.rows_at_once,
     )
     name = f"{stage}_critic"
     run.log.rewind(name, 0)

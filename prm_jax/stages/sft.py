@@ -43,7 +43,9 @@ def sft(run: Run) -> None:
         "policy",
         config,
         run.starting_params(),
-        lambda tx, shardings: make_sft_step(run.policy, tx, run.mesh, shardings),
+        lambda tx, shardings: make_sft_step(
+            run.policy, tx, run.mesh, shardings, run.config.mesh.rows_at_once
+        ),
         batch_at,
     )
     left_out = len(run.problems.sft) - len(rows)

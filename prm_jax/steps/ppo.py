@@ -34,7 +34,7 @@ from prm_jax.rl.losses import (
 )
 from prm_jax.rl.rewards import kl_penalties, token_rewards
 from prm_jax.sharding import batch_sharding, replicated
-from prm_jax.steps.state import apply_gradients
+from prm_jax.steps.state import apply_gradients, gradients
 from prm_jax.types import PPOBatch, Rollout, Samples, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -182,6 +182,7 @@ def make_update(
     clip_high: float,
     value_clip: float,
     sampler_cap: float = 0.0,
+    rows_at_once: int = 0,
 ) -> Callable[
     [TrainState, TrainState | None, Any, PPOBatch, jax.Array],
     tuple[TrainState, TrainState | None, Metrics],
@@ -191,9 +192,14 @@ def make_update(
     A function `(policy, critic, frozen, batch, key) -> (policy, critic, metrics)`; `frozen` is the
     pair of their parameters that do not train (model/lora.py). They are two programs, so that the
     activations of one model are gone before those of the other come. A critic of None, with
-    shardings of None, is not trained and stays None.
+    shardings of None, is not trained and stays None. `rows_at_once` is that of `gradients`.
     """
-    shared = {"prompt_tokens": prompt_tokens, "epochs": epochs, "minibatches": minibatches}
+    shared = {
+        "prompt_tokens": prompt_tokens,
+        "epochs": epochs,
+        "minibatches": minibatches,
+        "rows_at_once": rows_at_once,
+    }
     update_policy = make_policy_update(
         policy,
         policy_tx,
@@ -236,6 +242,7 @@ def make_policy_update(
     clip_low: float,
     clip_high: float,
     sampler_cap: float = 0.0,
+    rows_at_once: int = 0,
 ) -> Callable[[TrainState, Any, PPOBatch, jax.Array], tuple[TrainState, Metrics]]:
     """A jitted `(policy, frozen, batch, key) -> (policy, metrics)` that donates the policy.
 
@@ -279,7 +286,9 @@ def make_policy_update(
         return value, metrics | {"policy/loss": value, "policy/entropy": entropy}
 
     def step(state: TrainState, frozen, batch: PPOBatch) -> tuple[TrainState, Metrics]:
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen, batch)
+        grads, metrics = gradients(
+            loss, _completion, state.params, frozen, batch, mesh, rows_at_once
+        )
         state, norm = apply_gradients(state, grads, tx)
         return state, metrics | {"policy/grad_norm": norm}
 
@@ -305,6 +314,7 @@ def make_critic_update(
     epochs: int,
     minibatches: int,
     value_clip: float = math.inf,
+    rows_at_once: int = 0,
 ) -> Callable[[TrainState, Any, PPOBatch, jax.Array], tuple[TrainState, Metrics]]:
     """A jitted `(critic, frozen, batch, key) -> (critic, metrics)` that donates the critic.
 
@@ -316,7 +326,9 @@ def make_critic_update(
     loss = _value_loss(scalar, prompt_tokens=prompt_tokens, value_clip=value_clip)
 
     def step(state: TrainState, frozen, batch: PPOBatch) -> tuple[TrainState, Metrics]:
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen, batch)
+        grads, metrics = gradients(
+            loss, _completion, state.params, frozen, batch, mesh, rows_at_once
+        )
         state, norm = apply_gradients(state, grads, critic_tx)
         return state, metrics | {"value/grad_norm": norm}
 
@@ -324,6 +336,10 @@ def make_critic_update(
         return _minibatch_steps(step, state, frozen, batch, key, mesh, epochs, minibatches)
 
     return _jit_update(update, mesh, critic_shardings)
+
+
+def _completion(batch: PPOBatch) -> jax.Array:
+    return batch.completion_mask
 
 
 def _jit_update(update, mesh: Mesh, shardings: TrainState):

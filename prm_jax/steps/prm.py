@@ -12,30 +12,38 @@ from prm_jax.model.lora import join
 from prm_jax.model.score import prefix_scores
 from prm_jax.rl.losses import prm_loss
 from prm_jax.sharding import batch_sharding, replicated
-from prm_jax.steps.state import apply_gradients
+from prm_jax.steps.state import apply_gradients, gradients
 from prm_jax.types import LabelBatch, TrainState
 
 PRMStep = Callable[[TrainState, Any, LabelBatch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_prm_step(
-    model: ScalarModel, tx: optax.GradientTransformation, mesh: Mesh, shardings: TrainState
+    model: ScalarModel,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+    rows_at_once: int = 0,
 ) -> PRMStep:
     """A jitted `(state, frozen, batch) -> (state, metrics)` that donates the state.
 
-    `state.params` and `frozen` are the two halves of the parameters (model/lora.py).
+    `state.params` and `frozen` are the two halves of the parameters (model/lora.py);
+    `rows_at_once` is that of `gradients`.
 
     The loss is the mean over labelled prefixes of (R(x, y<=m) - l_m)^2 (paper, section 3.2).
     """
 
     def loss(trained, frozen, batch: LabelBatch):
         scores = prefix_scores(model, join(trained, frozen), batch.tokens, batch.valid)
-        return prm_loss(scores, batch.labels, batch.mask)
+        value = prm_loss(scores, batch.labels, batch.mask)
+        return value, {"prm/loss": value}
 
     def step(state: TrainState, frozen, batch: LabelBatch):
-        value, grads = jax.value_and_grad(loss)(state.params, frozen, batch)
+        grads, metrics = gradients(
+            loss, lambda batch: batch.mask, state.params, frozen, batch, mesh, rows_at_once
+        )
         state, grad_norm = apply_gradients(state, grads, tx)
-        return state, {"prm/loss": value, "prm/grad_norm": grad_norm}
+        return state, metrics | {"prm/grad_norm": grad_norm}
 
     return jax.jit(
         step,

@@ -1,11 +1,12 @@
 """Train states: parameters, optimizer state and step counter of one model, made sharded."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prm_jax import sharding
 from prm_jax.model.heads import ScalarModel
@@ -83,3 +84,57 @@ def apply_gradients(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), optax.tree.norm(grads)
+
+
+Loss = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def gradients(
+    loss: Loss,
+    counted: Callable[[Any], jax.Array],
+    trained: Any,
+    frozen: Any,
+    batch: Any,
+    mesh: Mesh,
+    rows_at_once: int = 0,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradients of `loss(trained, frozen, batch)`, a mean over the tokens of the mask `counted`.
+
+    With `rows_at_once` > 0 each device takes that many of its rows at a time, for as many more
+    passes over the parameters. Each part weighs as its share of the tokens, so that the sum is the
+    gradient of the whole batch to rounding; so are the metrics that are means over tokens.
+
+    Raises ValueError if the rows of a device are no multiple of `rows_at_once`.
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    shards = sharding.batch_shards(mesh)
+    rows = counted(batch).shape[0] // shards
+    if not rows_at_once or rows <= rows_at_once:
+        return gradient(trained, frozen, batch)
+    if rows % rows_at_once:
+        raise ValueError(
+            f"mesh.rows_at_once = {rows_at_once} is not allowed with {rows} rows on each device: "
+            "it must be a divisor of them"
+        )
+    n = rows // rows_at_once
+
+    def parts(x: jax.Array) -> jax.Array:
+        """[rows, ...] as [part, rows of a part, ...], without moving a row to another device."""
+        split = x.reshape(shards, n, rows_at_once, *x.shape[1:]).swapaxes(0, 1)
+        split = split.reshape(n, shards * rows_at_once, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(
+            split, NamedSharding(mesh, PartitionSpec(None, *sharding.batch_sharding(mesh).spec))
+        )
+
+    total = jnp.maximum(counted(batch).sum(), 1)
+
+    def add(sums: Any, part: Any) -> tuple[Any, None]:
+        share = counted(part).sum() / total
+        found = gradient(trained, frozen, part)
+        return jax.tree.map(lambda a, b: a + share * b, sums, found), None
+
+    batches = jax.tree.map(parts, batch)
+    first = jax.tree.map(lambda x: x[0], batches)
+    like = jax.eval_shape(gradient, trained, frozen, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.scan(add, zeros, batches)[0]

@@ -4,7 +4,7 @@
     python -m prm_jax.plan --config X.py --topology v5p-64 --stage ppo --json plan.json
 
 It compiles every program of the run, which takes a minute or more each for large models, and runs
-none. docs/tpu.md explains the table.
+none.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from prm_jax.plan.arithmetic import flops
 from prm_jax.plan.hlo import cost_of
 from prm_jax.plan.programs import Program, bytes_per_chip
 from prm_jax.plan.slices import Slice
+from prm_jax.process import LIBTPU_FLAGS
 
 INSTALL = "pip install 'prm_jax[tpu]'"
 
@@ -51,6 +52,7 @@ def tpu_devices(slice_: Slice) -> list[Any]:
         ("TPU_ACCELERATOR_TYPE", slice_.name),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_MIN_LOG_LEVEL", "3"),
+        ("LIBTPU_INIT_ARGS", LIBTPU_FLAGS),  # as in a run
     ):
         os.environ.setdefault(name, value)
     try:

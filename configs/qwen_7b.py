@@ -1,7 +1,14 @@
 """Qwen2.5-Coder-7B-Instruct with a critic and a PRM, on 64 chips of TPU v5e.
 
-python -m prm_jax.train --config configs/qwen_7b.py --problems.name PROBLEMS.jsonl
-python -m prm_jax.plan --config configs/qwen_7b.py --topology v5e-64
+    python -m prm_jax.train --config configs/qwen_7b.py --problems.name PROBLEMS.jsonl
+    python -m prm_jax.plan --config configs/qwen_7b.py --topology v5e-64
+
+The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, and seconds by the compiler's cycles.
+    prm/step             3.84 GiB     0.6123 s
+    ppo/sample          15.30 GiB   <= 23.54 s
+    ppo/score            4.94 GiB      2.198 s
+    ppo/policy_update    6.43 GiB      2.539 s
+    ppo/critic_update    6.36 GiB      2.409 s
 """
 
 from prm_jax.config import (

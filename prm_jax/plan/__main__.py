@@ -4,7 +4,7 @@
     python -m prm_jax.plan --config X.py --topology v5p-64 --stage ppo --json plan.json
 
 It compiles every program of the run, which takes a minute or more each for large models, and runs
-none.
+none. docs/tpu.md explains the table.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from prm_jax.plan.programs import programs
 from prm_jax.plan.slices import find_slice
 from prm_jax.plan.table import table, verdict
 from prm_jax.pretrained import PretrainedError
-from prm_jax.process import settle_process
 from prm_jax.sharding import ShardingError, make_mesh
 from prm_jax.stages.opening import with_architecture
 
@@ -118,6 +117,6 @@ def as_json(plans: Sequence[Plan]) -> dict[str, list[dict]]:
 
 
 if __name__ == "__main__":
-    settle_process()
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here is left alone
+    jax.config.update("jax_enable_compilation_cache", False)  # only a TPU could read it back
     sys.exit(main())

@@ -1,0 +1,62 @@
+"""Qwen2.5-Coder-0.5B-Instruct with a critic and a PRM, on 8 chips of TPU v5e.
+
+    python -m prm_jax.train --config configs/qwen_05b.py --problems.name PROBLEMS.jsonl
+    python -m prm_jax.plan --config configs/qwen_05b.py --topology v5e-8
+
+The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, and seconds by the compiler's cycles.
+    prm/step             2.24 GiB      0.211 s
+    ppo/sample           3.01 GiB   <= 2.678 s
+    ppo/score            3.43 GiB     0.7864 s
+    ppo/policy_update    3.29 GiB     0.9965 s
+    ppo/critic_update    3.26 GiB     0.8235 s
+    label/sample         1.63 GiB   <= 2.678 s
+"""
+
+from prm_jax.config import (
+    Config,
+    LabelConfig,
+    MeshConfig,
+    ModelConfig,
+    PPOConfig,
+    PRMConfig,
+    PromptsConfig,
+    RopeConfig,
+    SFTConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        max_prompt_tokens=1024,
+        max_completion_tokens=1024,
+        device_batch=128,
+        prompts=PromptsConfig(style="chat_fence"),
+        model=ModelConfig(
+            path="Qwen2.5-Coder-0.5B-Instruct",
+            layers=24,
+            embed=896,
+            heads=14,
+            kv_heads=2,
+            head_dim=64,
+            mlp=4864,
+            vocab_size=151936,
+            max_positions=32768,
+            rope=RopeConfig(theta=1e6),
+            qkv_bias=True,
+            tied_embeddings=True,
+            dtype="bfloat16",
+            remat="full",
+            scan_layers=True,
+        ),
+        mesh=MeshConfig(data=1, fsdp=8, tensor=1),
+        sft=SFTConfig(steps=0),
+        ppo=PPOConfig(
+            rollouts=128,
+            samples_per_prompt=4,
+            minibatches=4,
+            learning_rate=1e-6,
+            critic_learning_rate=1e-5,
+        ),
+        label=LabelConfig(prompts=512, samples_per_prefix=20, wave=4),
+        prm=PRMConfig(steps=500, batch_size=32, learning_rate=1e-5),
+    )

@@ -51,7 +51,6 @@ def test_rollouts_carry_the_oracles_labels_and_the_prm_is_not_asked(monkeypatch)
         lambda run, problem, ids, passed: (np.array([0]), np.array([0.5 if passed else -0.5])),
     )
     config = dataclasses.replace(CONFIG, dense=ORACLE, value_init=False)
-    monkeypatch.setattr(rl_stage, "check_source", lambda run: None)
     seen = run_rl(monkeypatch, Traces(), "rl_prm", config)
     assert seen["scored"][0] == ("sft/policy", "scalar on trunk of sft/policy", None)
     used = seen["settings"]["experience"]

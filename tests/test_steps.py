@@ -13,7 +13,8 @@ from prm_jax.config import MeshConfig, ModelConfig
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.score import prefix_scores, state_values, token_logps
 from prm_jax.sharding import init_params, make_mesh
-from prm_jax.steps.ppo import make_experience, make_recalibration, make_score, make_update
+from prm_jax.steps.experience import make_experience, make_recalibration, make_score
+from prm_jax.steps.ppo import make_update
 from prm_jax.steps.prm import make_prefix_scores, make_prm_step
 from prm_jax.steps.sample import make_sampler
 from prm_jax.steps.sft import make_sft_step

@@ -28,7 +28,8 @@ from test_steps import (
 )
 
 from prm_jax.rl.advantages import group_advantages, length_adaptive_lambda
-from prm_jax.steps.ppo import make_critic_update, make_experience, make_score, make_update
+from prm_jax.steps.experience import make_experience, make_score
+from prm_jax.steps.ppo import make_critic_update, make_update
 from prm_jax.steps.state import adam, new_state
 
 PLAIN = dict(lam_fail=0.0, lam_pass=0.0, kl_coef=0.0, gamma=1.0)

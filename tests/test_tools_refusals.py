@@ -221,3 +221,14 @@ def test_checkpoints_that_a_run_does_not_have(model, capsys, options, words):
     Path("run/versions.json").write_text("{}")
     said = refusal(capsys, "evaluate", "run", **options)
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("tool", ["label", "score"])
+def test_a_program_that_no_completion_can_be_is_refused(model, capsys, tool):
+    """After the problem's open beginning it would be another program, and a broken one."""
+    program = HEAD.replace(":\n", ":  # mine\n") + "    return x\n"
+    assert program != HEAD + "    return x\n"
+    Path("programs.jsonl").write_text(json.dumps({"task_id": "a", "program": program}))
+    said = refusal(capsys, tool, model)
+    assert "line 1: program does not begin with the problem's program_prefix" in said
+    assert repr(HEAD) in said and "as completion" in said

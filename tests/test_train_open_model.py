@@ -115,11 +115,6 @@ def test_adapters_are_all_that_is_trained_and_kept(workdir):
     assert before.keys() == {name for name in prm if "_lora_" in name}
 
 
-def test_responses_are_code_until_the_fence(workdir):
-    rows = [json.loads(row) for row in (workdir / "evaluate/sft.jsonl").read_text().splitlines()]
-    assert len(rows) == 4 and all(row["completion"].count("\n```") <= 1 for row in rows)
-
-
 def test_an_architecture_that_contradicts_the_weights_is_refused(brought):
     path = str(brought / "model")
     found = with_architecture(Config(model=ModelConfig(path=path, lora_rank=2))).model

@@ -19,12 +19,8 @@ from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.linear import as_computed
 from prm_jax.model.lora import join, split_trainable
 from prm_jax.sharding import abstract_params, batch_sharding, batch_shards, replicated
-from prm_jax.steps.ppo import (
-    make_critic_update,
-    make_experience,
-    make_policy_update,
-    make_score,
-)
+from prm_jax.steps.experience import make_experience, make_score
+from prm_jax.steps.ppo import make_critic_update, make_policy_update
 from prm_jax.steps.prm import make_prm_step
 from prm_jax.steps.sample import sampling_program
 from prm_jax.steps.sft import make_sft_step

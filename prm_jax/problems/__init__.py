@@ -3,9 +3,10 @@
 from prm_jax.problems.benchmarks import Benchmark, read_problems
 from prm_jax.problems.oracle import first_error
 from prm_jax.problems.rows import BadRow, ProblemsError
-from prm_jax.problems.sets import ProblemSets, load_problems
+from prm_jax.problems.sets import BUILT_IN, ProblemSets, load_problems
 
 __all__ = [
+    "BUILT_IN",
     "BadRow",
     "Benchmark",
     "ProblemSets",

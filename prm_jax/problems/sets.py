@@ -4,18 +4,17 @@ Nothing else in the project knows where problems come from: the built-in ones co
 generators, every other set from a file that prm_jax/problems reads.
 """
 
-import contextlib
 import dataclasses
-import io
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import tensorflow_datasets as tfds
 
 from prm_jax.config import ConfigError, ProblemsConfig
+from prm_jax.problems.benchmarks import read_problems
 from prm_jax.problems.branches import builder as branches_builder
+from prm_jax.problems.builder import quiet_tfds
 from prm_jax.problems.chains import builder as chains_builder
 from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
@@ -23,6 +22,7 @@ from prm_jax.problems.oracle import Asked
 from prm_jax.types import CallTests, Limits, Problem
 
 T = TypeVar("T")
+BUILT_IN = ("chains", "branches")  # sets that a generator makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,6 @@ def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> Pro
 
 
 def _benchmark(config: ProblemsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
-    from prm_jax.problems import read_problems
-
     found = read_problems(config.name, data_dir)
 
     def split(name: str) -> list[Problem]:
@@ -100,9 +98,16 @@ def _generated(
     read: Callable[[Mapping[str, Any]], Asked],
 ) -> ProblemSets:
     """The sets of a generator; `read` makes what a problem asks for of a builder's example."""
-    with _quiet_tfds():
-        builder = kind(data_dir=str(data_dir), config=settings, file_format="array_record")
-        builder.download_and_prepare()
+
+    def opened() -> tfds.core.GeneratorBasedBuilder:
+        return kind(data_dir=str(data_dir), config=settings, file_format="array_record")
+
+    with quiet_tfds():
+        builder = opened()
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:  # another process was quicker: runs of a study start together
+            builder = opened()
     sources: Any = builder.as_data_source()
     splits: dict[str, list[Problem]] = {}
     asked: dict[str, Asked] = {}
@@ -121,21 +126,6 @@ def _generated(
         held_out={split: splits[split] for split in judging},
         asked=asked,
     )
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Keeps back what tfds prints while it prepares: it speaks of downloads, and there are none."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)
-        tfds.enable_progress_bar()
 
 
 class _View(Sequence[T], Generic[T]):

@@ -17,9 +17,9 @@ import numpy as np
 
 from prm_jax.config import Config, ConfigError, MeshConfig, PromptsConfig, SandboxConfig
 from prm_jax.config_file import read_asking, read_config
-from prm_jax.metrics import MetricsLog
+from prm_jax.metrics import MetricsLog, say
 from prm_jax.pretrained import check_weights, load_params, read_model_config
-from prm_jax.problems import ProblemSets, load_problems, read_problems
+from prm_jax.problems import BUILT_IN, ProblemSets, load_problems, read_problems
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import make_mesh
 from prm_jax.stages.opening import assemble, load_tokenizer, read_tokenizer
@@ -175,9 +175,11 @@ def read_split(
     limits = config.sandbox.limits()
     splits: dict[str, Sequence[Problem]] = {}
     stop_strings: tuple[str, ...] = ()
-    if problems == "chains":
+    if problems in BUILT_IN:
         data_dir = (choice.model if is_run(choice.model) else out) / "problems"
-        sets = load_problems(dataclasses.replace(config.problems, name="chains"), data_dir, limits)
+        if not is_run(choice.model):
+            say(f"{problems}: those of the default settings, since {choice.model} is no run")
+        sets = load_problems(dataclasses.replace(config.problems, name=problems), data_dir, limits)
         splits = {"train": sets.train, "validation": sets.validation, **sets.held_out}
     elif problems:
         found = read_problems(problems, out / "problems")

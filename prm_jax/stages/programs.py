@@ -137,6 +137,15 @@ def _ids(row: dict[str, Any], problem: Problem, run: Run) -> tuple[int, ...]:
             f"{field} has {response[at : at + 20]!r}, which the model's tokenizer cannot spell: it "
             "is a special token, or no text that it keeps"
         )
+    if (
+        program is not None
+        and style == "completion"
+        and not program.startswith(problem.program_prefix)
+    ):
+        raise ConfigError(
+            f"{field} does not begin with the problem's program_prefix, which a completion "
+            f"follows: {problem.program_prefix!r}; give what follows it as completion"
+        )
     if program is not None and run.prompts.code(response.encode()) != _code(run, problem, program):
         raise ConfigError(
             f"{field} would be cut off: it holds one of {run.prompts.stops}, which end a response "

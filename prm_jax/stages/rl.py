@@ -23,14 +23,9 @@ from prm_jax.sharding import batch_sharding
 from prm_jax.stages.attempts import completion_ids
 from prm_jax.stages.batches import left_pad
 from prm_jax.stages.run import Run, Stream, take_cycled
-from prm_jax.stages.truth import asks_oracle, check_source, reads_prm, true_labels
-from prm_jax.steps.ppo import (
-    make_critic_update,
-    make_experience,
-    make_recalibration,
-    make_score,
-    make_update,
-)
+from prm_jax.stages.truth import asks_oracle, reads_prm, true_labels
+from prm_jax.steps.experience import make_experience, make_recalibration, make_score
+from prm_jax.steps.ppo import make_critic_update, make_update
 from prm_jax.steps.sample import make_sampler
 from prm_jax.steps.state import adam, new_state, scalar_params
 from prm_jax.types import (
@@ -52,8 +47,6 @@ def rl(run: Run) -> None:
 
 def rl_prm(run: Run) -> None:
     """PPO with the PRM, as a dense reward and/or as the critic's start."""
-    check_outcome(run)
-    check_source(run)
     _ppo(
         run,
         "rl_prm",

@@ -9,11 +9,9 @@ statements run whole in a second child that holds no part of the program (see `t
 import ast
 import builtins
 import dataclasses
-import marshal
 import math
 import operator
 import sys
-import types
 import warnings
 from collections.abc import Set
 from typing import Any
@@ -45,7 +43,6 @@ _ORDERINGS = {
 }  # fmt: skip
 _MAX_LITERAL_BYTES = 1 << 24
 _MAX_POWER_BITS = 1 << 20
-_MAX_CODE_BYTES = 1 << 18  # of one piece of test code, compiled
 _NODE_BYTES = 8  # of a node in a list
 
 
@@ -88,44 +85,6 @@ def parse(code: str, mode: str = "exec") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(code, mode=mode)
-
-
-def compiled(code: str, name: str, mode: str) -> types.CodeType | str:
-    """`compile` without such warnings, or the code as it is where compiling has no good bound.
-
-    Such code is for the child to compile, under the limits of the program. Raises SyntaxError,
-    ValueError and others.
-    """
-    tree = parse(code, mode)
-    if any(map(_multiplies, ast.walk(tree))):
-        return code
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = compile(tree, name, mode)
-    return made if len(marshal.dumps(made)) <= _MAX_CODE_BYTES else code
-
-
-def _multiplies(node: ast.AST) -> bool:
-    """Whether compiling may make much of little: copies of a `finally`, sums of constants.
-
-    The code of a `finally` is repeated for each way out of its `try`, once more per level where
-    they are nested. Of constants, `"ab" * 2000` and `"ab" + "c"` become what they mean; numbers
-    stay below 128 bits.
-    """
-    if isinstance(node, ast.Try | ast.TryStar):
-        return bool(node.finalbody)
-    if not isinstance(node, ast.BinOp):
-        return False
-    sides = node.left, node.right
-    if any(isinstance(side, ast.Name | ast.Call | ast.Attribute) for side in sides):
-        return False  # nothing is known before it runs
-    return any(_is_sequence(side) for side in sides)
-
-
-def _is_sequence(node: ast.expr) -> bool:
-    if isinstance(node, ast.Constant):
-        return isinstance(node.value, str | bytes)
-    return isinstance(node, ast.Tuple | ast.Subscript)
 
 
 def split(statements: list[str], setup: str = "") -> tuple[list[str], list[Condition]]:

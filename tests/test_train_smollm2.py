@@ -1,4 +1,4 @@
-"""An open model on a published benchmark, through every stage: configs/smollm2_mbpp.py, cut short."""
+"""configs/smollm2_mbpp.py cut short: an open model on a published benchmark, every stage."""
 
 import json
 import os

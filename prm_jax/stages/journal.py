@@ -7,6 +7,7 @@ kill tore is dropped on opening, so a unit is either there or done again.
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -74,7 +75,12 @@ class Journal:
 
     def put(self, key: str, value: Any) -> None:
         """Records a unit as finished; it survives a kill from here on."""
-        self._file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
+        self.put_all({key: value})
+
+    def put_all(self, units: Mapping[str, Any]) -> None:
+        """Records units as finished, for the price of one."""
+        for key, value in units.items():
+            self._file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._units[key] = value
+        self._units.update(units)

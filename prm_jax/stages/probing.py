@@ -60,7 +60,7 @@ class Prober:
         config = run.config
         self._run = run
         self._judge = Judge(run, memo)
-        groups = max(1, config.device_batch // config.label.wave)
+        groups = max(1, config.decode_rows // config.label.wave)
         self._completer = PrefixCompleter(
             run.policy,
             run.mesh,
@@ -69,7 +69,7 @@ class Prober:
             width=-(-longest // WIDTH_STEP) * WIDTH_STEP,
             completion_tokens=config.max_completion_tokens,
             samples=config.label.wave,
-            rows=config.device_batch,
+            rows=config.decode_rows,
             choice=Choice(config.label.temperature),
             eos_ids=run.tokenizer.eos_ids,
             stops=run.stops,

@@ -21,7 +21,7 @@ from prm_jax.model.heads import PolicyModel
 from prm_jax.rl.stops import StopTable
 from prm_jax.sharding import abstract_params, batch_sharding, batch_shards, constrain, replicated
 from prm_jax.steps.decode import Completions, Queue
-from prm_jax.steps.sample import Choice, complete, of_vocabulary
+from prm_jax.steps.sample import Choice, complete, of_vocabulary, read_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class PrefixCompleter:
         shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
         self._empty = jax.jit(functools.partial(_empty, model, self.places, width))
         self._read = jax.jit(
-            functools.partial(_read, model),
+            functools.partial(_read, model, shards=shards),
             in_shardings=(shardings, None, everywhere, over, over),
             donate_argnums=1,
         )
@@ -188,13 +188,14 @@ def _read(
     places: Int[Array, "N"],
     tokens: Int[Array, "N P"],
     valid: Bool[Array, "N P"],
+    *,
+    shards: int,
 ) -> tuple[KeyValue, ...]:
     """The bank of keys and values with those of the tokens at their places."""
-    first = tokens.shape[1] - 1  # the hidden states are of no use: compute no more than one
-    _, new = model.apply({"params": params}, tokens, valid, first=first, method="hidden")
+    new = read_prompts(model, params, tokens, valid, shards)
 
     def placed(bank: Array, values: Array) -> Array:
         bank = bank.at[places].set(values, mode="drop")
         return constrain(bank, "batch", "kv_heads", "time", "head_dim")
 
-    return jax.tree.map(placed, key_values, tuple(new))
+    return jax.tree.map(placed, key_values, new)

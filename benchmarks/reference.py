@@ -8,7 +8,7 @@ each at temperature 1, AdamW at 1e-4, one epoch of one minibatch, a reference an
 import functools
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 VOCAB, PAD = 1024, 1023
@@ -37,7 +37,7 @@ def timed(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 @functools.cache
-def models() -> tuple[Any, Any, Any]:
+def models(vocab: int = VOCAB, embed: int = 256) -> tuple[Any, Any, Any]:
     """The policy, the scalar model and the mesh of one device."""
     import jax
 
@@ -46,11 +46,11 @@ def models() -> tuple[Any, Any, Any]:
     from prm_jax.sharding import make_mesh
 
     config = ModelConfig(
-        layers=4, embed=256, heads=4, kv_heads=2, head_dim=64, mlp=1024, qkv_bias=True,
-        tied_embeddings=False,
+        layers=4, embed=embed, heads=4, kv_heads=2, head_dim=embed // 4, mlp=4 * embed,
+        qkv_bias=True, tied_embeddings=False,
     )  # fmt: skip
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    return PolicyModel(config, VOCAB, PAD), ScalarModel(config, VOCAB), mesh
+    return PolicyModel(config, vocab, PAD), ScalarModel(config, vocab), mesh
 
 
 def prompts(n: int = B, tokens: int = P, seed: int = 0) -> tuple[Any, Any]:
@@ -61,58 +61,90 @@ def prompts(n: int = B, tokens: int = P, seed: int = 0) -> tuple[Any, Any]:
     return ids, np.ones((n, tokens), bool)
 
 
-def ppo_iterations() -> Iterator[dict[str, dict[str, float]]]:
-    """Our PPO iterations, without end: seconds of each of their parts."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
+class PPO:
+    """Our programs for an iteration, as the stage `rl` puts them together, and their state."""
 
-    from prm_jax.sharding import init_params
-    from prm_jax.steps.experience import make_experience, make_score
-    from prm_jax.steps.ppo import make_update
-    from prm_jax.steps.sample import make_sampler
-    from prm_jax.steps.state import adam, new_state, scalar_params
-    from prm_jax.types import Rollout
+    def __init__(self) -> None:
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
 
-    policy, scalar, mesh = models()
-    reference = init_params(policy, mesh, jax.random.key(0))
-    tx = adam(learning_rate=1e-4, max_grad_norm=1.0)
-    states = [
-        new_state(jax.tree.map(jnp.copy, reference), tx, mesh),
-        new_state(scalar_params(scalar, reference["trunk"], mesh), tx, mesh),
-    ]
-    sampler = make_sampler(
-        policy, mesh, completion_tokens=C, samples_per_prompt=1, temperature=1.0, eos_ids=(VOCAB,)
-    )
-    score = make_score(policy, scalar, mesh, prompt_tokens=P, temperature=1.0)
-    experience = make_experience(
-        mesh, lam_fail=0.0, lam_pass=0.0, kl_coef=0.04, gamma=1.0, gae_lambda=0.95
-    )
-    update = make_update(
-        policy, scalar, tx, tx, mesh,
-        *(jax.tree.map(lambda x: x.sharding, state) for state in states),
-        prompt_tokens=P, epochs=1, minibatches=1, temperature=1.0, clip_low=0.2, clip_high=0.2,
-        value_clip=0.2,
-    )  # fmt: skip
-    outcome = jnp.asarray(np.arange(B) % 2, jnp.float32)
-    budget = np.full(B, C, np.int32)
-    step = 0
-    while True:
-        key = jax.random.key(step)
-        samples, sampling = timed(
-            lambda: sampler(states[0].params, *prompts(seed=step), budget, key)
-        )
-        (ref_logp, values, scores), scoring = timed(
-            lambda: score(reference, states[1].params, None, samples)
-        )
-        rollout = Rollout(
-            tokens=samples.tokens, valid=samples.valid, completion_mask=samples.completion_mask,
-            line_end=jnp.zeros_like(samples.valid), logp=samples.logp, ref_logp=ref_logp,
-            values=values, prm_scores=scores, outcome=outcome,
+        from prm_jax.sharding import init_params
+        from prm_jax.steps.experience import make_experience, make_score
+        from prm_jax.steps.ppo import make_update
+        from prm_jax.steps.sample import make_sampler
+        from prm_jax.steps.state import adam, new_state, scalar_params
+
+        policy, scalar, mesh = models()
+        self.reference = init_params(policy, mesh, jax.random.key(0))
+        tx = adam(learning_rate=1e-4, max_grad_norm=1.0)
+        self.states = [
+            new_state(jax.tree.map(jnp.copy, self.reference), tx, mesh),
+            new_state(scalar_params(scalar, self.reference["trunk"], mesh), tx, mesh),
+        ]
+        self.sample = make_sampler(
+            policy, mesh, completion_tokens=C, samples_per_prompt=1, temperature=1.0,
+            eos_ids=(VOCAB,),
         )  # fmt: skip
-        (batch, _), estimating = timed(lambda: experience(rollout))
-        (*states, _), updating = timed(lambda: update(*states, ({}, {}), batch, key))
-        yield {
-            "sample": sampling, "score": scoring, "estimate": estimating, "update": updating
-        }  # fmt: skip
-        step += 1
+        self.score = make_score(policy, scalar, mesh, prompt_tokens=P, temperature=1.0)
+        self.experience = make_experience(
+            mesh, lam_fail=0.0, lam_pass=0.0, kl_coef=0.04, gamma=1.0, gae_lambda=0.95
+        )
+        self.update = make_update(
+            policy, scalar, tx, tx, mesh,
+            *(jax.tree.map(lambda x: x.sharding, state) for state in self.states),
+            prompt_tokens=P, epochs=1, minibatches=1, temperature=1.0, clip_low=0.2,
+            clip_high=0.2, value_clip=0.2, rows_at_once=16,
+        )  # fmt: skip
+        self._outcome = jnp.asarray(np.arange(B) % 2, jnp.float32)
+        self._budget = np.full(B, C, np.int32)
+
+    def iteration(self, step: int) -> dict[str, dict[str, float]]:
+        """Seconds of each part."""
+        key = self._key(step)
+        samples, sampling = timed(
+            lambda: self.sample(self.states[0].params, *prompts(seed=step), self._budget, key)
+        )
+        scores, scoring = timed(
+            lambda: self.score(self.reference, self.states[1].params, None, samples)
+        )
+        (batch, _), estimating = timed(lambda: self.experience(self._rollout(samples, *scores)))
+        (*self.states, _), updating = timed(lambda: self.update(*self.states, ({}, {}), batch, key))
+        return {"sample": sampling, "score": scoring, "estimate": estimating, "update": updating}
+
+    def flops(self) -> dict[str, float]:
+        """Of the matrix products of each part."""
+        import jax
+
+        from prm_jax.plan.arithmetic import flops
+
+        def of(function: Any, *arguments: Any) -> float:
+            return flops(jax.make_jaxpr(function)(*arguments).jaxpr, most_trips=C)
+
+        key = self._key(0)
+        inputs = self.states[0].params, *prompts(), self._budget, key
+        samples = jax.eval_shape(self.sample, *inputs)
+        scoring = self.reference, self.states[1].params, None, samples
+        scores = jax.eval_shape(self.score, *scoring)
+        batch, _ = jax.eval_shape(lambda *x: self.experience(self._rollout(*x)), samples, *scores)
+        return {
+            "sample": of(self.sample, *inputs),
+            "score": of(self.score, *scoring),
+            "update": of(self.update, *self.states, ({}, {}), batch, key),
+        }
+
+    def _key(self, step: int) -> Any:
+        import jax
+
+        return jax.random.key(step)
+
+    def _rollout(self, samples: Any, ref_logp: Any, values: Any, prm_scores: Any) -> Any:
+        import jax.numpy as jnp
+
+        from prm_jax.types import Rollout
+
+        return Rollout(
+            tokens=samples.tokens, valid=samples.valid, completion_mask=samples.completion_mask,
+            line_end=jnp.zeros(samples.valid.shape, bool), logp=samples.logp, ref_logp=ref_logp,
+            values=values, prm_scores=prm_scores, outcome=self._outcome,
+        )  # fmt: skip

@@ -21,6 +21,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 from tqdm import tqdm
 
+from prm_jax.profiling import Profiler
+
 FILE = "metrics.jsonl"
 # Protocol buffers make their classes on import, where type checkers don't see them.
 _EVENT: Any = event_pb2
@@ -38,7 +40,8 @@ class MetricsLog:
     Of several processes only the first writes; all of them check the values.
     """
 
-    def __init__(self, workdir: Path | str):
+    def __init__(self, workdir: Path | str, profiler: Profiler | None = None):
+        self._profiler = profiler
         self.path = Path(workdir) / FILE
         self._writes = jax.process_index() == 0
         self._pending: tuple[str, int, float, dict[str, Any]] | None = None
@@ -69,6 +72,8 @@ class MetricsLog:
         self._pending = (stage, step, time.time(), dict(metrics))
         if previous is not None:
             self._write(*previous)
+        if self._profiler is not None:
+            self._profiler.after_step(stage)
 
     def flush(self) -> None:
         """Brings all that was logged to the disk, TensorBoard's events included.
@@ -89,6 +94,8 @@ class MetricsLog:
     def rewind(self, stage: str, step: int) -> None:
         """Forgets what `stage` logged at `step` and later, because these steps will run again."""
         self.flush()
+        if self._profiler is not None:
+            self._profiler.stop()  # of the stage before
         self._purge[stage] = step
         if (board := self._boards.pop(stage, None)) is not None:
             board.close()
@@ -110,6 +117,8 @@ class MetricsLog:
         try:
             self.flush()
         finally:
+            if self._profiler is not None:
+                self._profiler.stop()
             for board in self._boards.values():
                 board.close()
             self._boards.clear()

@@ -29,6 +29,7 @@ from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.config_file import differences, load_config, read_config
 from prm_jax.metrics import MetricsLog, NonFiniteMetric, duration, say
 from prm_jax.process import settle_process
+from prm_jax.profiling import Profiler
 from prm_jax.report import ReportError, write_report
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
 from prm_jax.sharding import (
@@ -61,7 +62,6 @@ READ_FIRST_BY = {
     "ppo": "rl",
     "label": "rl",  # how many checkpoints to keep
     "device_batch": "label",
-    "decode_rows": "rl",
     "prm": "prm",
     "dense": "rl_prm",
     "value_init": "rl_prm",
@@ -89,6 +89,9 @@ class Arguments:
     """Where the run keeps everything; the default is runs/<name of the config>."""
     stages: str
     """Which stages to run, separated by commas; they always run in the order above."""
+    profile_steps: int
+    """Trace so many steps of each training stage, for TensorBoard or ui.perfetto.dev, into
+    WORKDIR/profile; 0: none."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -107,6 +110,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         config_file=path,
         workdir=Path("runs") / path.stem,
         stages=",".join(STAGES),
+        profile_steps=0,
         config=load_config(path),
     )
     return tyro.cli(Arguments, args=list(argv), default=default, prog="python -m prm_jax.train")
@@ -208,6 +212,10 @@ def run_stages(arguments: Arguments) -> None:
     """Checks what can be checked, then runs the stages that are asked for and not finished."""
     config, workdir = with_architecture(arguments.config), arguments.workdir
     stages = parse_stages(arguments.stages)
+    if arguments.profile_steps < 0:
+        raise ConfigError(
+            f"--profile-steps = {arguments.profile_steps} is not allowed: it must be at least 0"
+        )
     check_order(stages, workdir, config)
     if stages == ["report"]:
         say(f"report: open {write_report(workdir)}")
@@ -216,7 +224,7 @@ def run_stages(arguments: Arguments) -> None:
     with (
         locked(workdir),
         Sandbox(jobs=config.sandbox.jobs, min_tier=config.sandbox.min_tier) as sandbox,
-        MetricsLog(workdir) as log,
+        MetricsLog(workdir, Profiler(workdir / "profile", arguments.profile_steps)) as log,
     ):
         open_workdir(workdir, config)
         say(f"prm_jax: {arguments.config_file} in {workdir}, seed {config.seed}")

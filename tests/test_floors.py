@@ -20,6 +20,7 @@ FLOORS = {
     "pretrained": 2,
     "checkpoint": 2,
     "metrics": 2,
+    "profiling": 1,
     "sandbox": 2,
     "problems": 2,
     "model": 2,

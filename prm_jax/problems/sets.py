@@ -5,6 +5,9 @@ generators, every other set from a file that prm_jax/problems reads.
 """
 
 import dataclasses
+import hashlib
+import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -22,6 +25,7 @@ from prm_jax.problems.oracle import Asked
 from prm_jax.types import CallTests, Limits, Problem
 
 T = TypeVar("T")
+GENERATED = Path.home() / ".cache/prm_jax/problems"
 BUILT_IN = ("chains", "branches")  # sets that a generator makes
 
 
@@ -40,6 +44,7 @@ class ProblemSets:
 def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
     """Reads the problem sets, preparing them under `data_dir` first if they are not there.
 
+    Built-in sets are kept where all runs find them, under `data_dir` only if that is not possible.
     Preparing is atomic: files are written beside their place and moved there when complete.
     `limits` is what each program may use where its problem does not say. Raises ConfigError for
     settings that cannot be fulfilled and for a set that has nothing to train on.
@@ -98,9 +103,10 @@ def _generated(
     read: Callable[[Mapping[str, Any]], Asked],
 ) -> ProblemSets:
     """The sets of a generator; `read` makes what a problem asks for of a builder's example."""
+    folder = _shared(kind) or data_dir
 
     def opened() -> tfds.core.GeneratorBasedBuilder:
-        return kind(data_dir=str(data_dir), config=settings, file_format="array_record")
+        return kind(data_dir=str(folder), config=settings, file_format="array_record")
 
     with quiet_tfds():
         builder = opened()
@@ -126,6 +132,18 @@ def _generated(
         held_out={split: splits[split] for split in judging},
         asked=asked,
     )
+
+
+def _shared(kind: type[tfds.core.GeneratorBasedBuilder]) -> Path | None:
+    """A folder that all runs of this user share, for what this very generator makes."""
+    sources = sorted(Path(inspect.getfile(kind)).parent.glob("*.py"))
+    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    folder = GENERATED / digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 class _View(Sequence[T], Generic[T]):

@@ -9,7 +9,6 @@ from typing import Any
 from markupsafe import Markup
 
 from prm_jax.metrics import read_metrics
-from prm_jax.report import figures
 from prm_jax.report.templates import make_environment, read_css, with_suspect, write_page
 
 SCHEMA = 1
@@ -76,6 +75,9 @@ def write_report(workdir: Path | str) -> Path:
 
 def _page(*, results: dict, metrics: list, programs: list, config: dict | None) -> str:
     environment = make_environment()
+    # Matplotlib takes most of a second to load, which every start of a run would pay.
+    from prm_jax.report import figures
+
     arms = {arm: results["arms"][arm] for arm in figures.ARMS if arm in results.get("arms", {})}
     curves = [
         (title, svg)

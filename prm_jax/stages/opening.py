@@ -4,6 +4,7 @@ What does not fit is refused here, before any work is done.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ SOLUTIONS_CUT = 0.25  # share of reference solutions that may be too long for th
 def make_run(config: Config, workdir: Path, mesh: Mesh, sandbox: Sandbox, log: MetricsLog) -> Run:
     """The run of a workdir, with those of its problems that fit."""
 
+    @functools.cache
     def load() -> ProblemSets:
         return load_problems(config.problems, workdir / "problems", config.sandbox.limits())
 

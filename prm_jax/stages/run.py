@@ -158,7 +158,8 @@ class Run:
 def deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that say where a run computes and not what."""
     sandbox = {k: v for k, v in settings["sandbox"].items() if k not in ("jobs", "min_tier")}
-    return {k: v for k, v in settings.items() if k != "mesh"} | {"sandbox": sandbox}
+    where = ("mesh", "decode_rows")
+    return {k: v for k, v in settings.items() if k not in where} | {"sandbox": sandbox}
 
 
 def take_cycled(order_of_epoch, n: int, start: int, count: int) -> list[int]:

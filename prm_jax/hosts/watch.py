@@ -41,11 +41,11 @@ def watched() -> Iterator[None]:
     except SystemExit:
         raise
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # Perhaps only what another host's end looks like from here: the watch will say so.
-            time.sleep(LOST_S + 5 * _BEAT_S)
-        sys.excepthook(*sys.exc_info())
-        end(1, f"{type(error).__name__}: {error}", said=True)
+        with _watch.ending:  # for ever, if another host's end is the reason
+            sys.excepthook(*sys.exc_info())
+        # The loss of another host looks like that, too.
+        _watch.wait_for_life()
+        _watch.tell(1, f"{type(error).__name__}: {error}", say=False)
     finally:
         _watch.leave()
         _watch = None
@@ -65,16 +65,20 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
         _watch.deadlines.discard(item)
 
 
-def end(status: int, text: str, *, said: bool = False) -> int:
+def end(status: int, text: str) -> int:
     """Says why the run ends here. Of several processes it tells the others and ends this one.
 
     They end with the same status, wherever they are. One process returns the status.
     """
-    if not said:
-        print(text, file=sys.stderr, flush=True)
     if _watch is not None:
         _watch.tell(status, text)
+    print(text, file=sys.stderr, flush=True)
     return status
+
+
+def _lives(before: str, now: str) -> bool:
+    """Whether there were beats enough for one that was under way not to be the last."""
+    return _LEFT in (before, now) or int(now) >= int(before) + 2
 
 
 class _Watch:
@@ -83,7 +87,7 @@ class _Watch:
         self._client: Any = distributed.global_state.client
         self._index, self._count = index(), count()
         self._seen = {number: ("", time.monotonic()) for number in range(self._count)}
-        self._ending = threading.Lock()  # one thread ends the process
+        self.ending = threading.Lock()  # of the thread that ends the process
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hosts", daemon=True)
         self._thread.start()
@@ -92,11 +96,25 @@ class _Watch:
         """Stops watching; the others don't miss this process."""
         self._stop.set()
         self._thread.join()
-        self._set("alive", _LEFT)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
+            self._set("alive", _LEFT)
 
-    def tell(self, status: int, text: str) -> None:
+    def wait_for_life(self) -> None:
+        """Returns once all others have given signs of life; the watch ends us if one does not."""
+        others = [number for number in range(self._count) if number != self._index]
+        before = self._get("alive")
+        until_s = time.monotonic() + LOST_S + 5 * _BEAT_S
+        while time.monotonic() < until_s:
+            now = self._get("alive")
+            if all(_lives(before.get(n, "0"), now.get(n, "0")) for n in others):
+                return
+            time.sleep(_BEAT_S)
+
+    def tell(self, status: int, text: str, *, say: bool = True) -> None:
         """Ends this process and, before that, lets the others know why."""
-        with self._ending:
+        with self.ending:
+            if say:
+                print(text, file=sys.stderr, flush=True)
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
                 self._publish(self._index, status, text)
                 until_s = time.monotonic() + _TELL_S
@@ -104,6 +122,8 @@ class _Watch:
                 while time.monotonic() < until_s and len(knowing) < self._count:
                     knowing = self._get("heard").keys() | self._get("end").keys()
                     time.sleep(0.1)
+            if self._index == 0:
+                time.sleep(_BEAT_S)  # the others' ends must not look like the loss of this one
             self._exit(status)
 
     def _publish(self, host: int, status: int, text: str) -> None:
@@ -151,7 +171,7 @@ class _Watch:
 
     def _follow(self, reason: dict[str, Any]) -> None:
         """Ends this process for a reason that another one has, or was."""
-        with self._ending:
+        with self.ending:
             if self._stop.is_set():
                 return
             print(

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from prm_jax.config import ProblemsConfig
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
-from prm_jax.sandbox.core import asserts
+from prm_jax.sandbox.core import identifiers
 from prm_jax.sandbox.core.tiers import TIERS
 from prm_jax.sandbox.in_process import BadSuite, as_calls
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
@@ -218,7 +218,7 @@ def _borrowed(tests: Tests) -> str:
     if not isinstance(tests, CheckTests):
         return ""
     try:
-        names = set(asserts.free_names(tests.code)) - asserts.sources(tests.code).keys()
+        names = set(identifiers.free_names(tests.code)) - identifiers.sources(tests.code).keys()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""  # the sandbox says what is wrong with them
     names -= {tests.entry_point}

@@ -44,7 +44,7 @@ from prm_jax.stages.journal import Journal
 from prm_jax.stages.label import make_response
 from prm_jax.stages.programs import Program, line_rows, read_programs
 from prm_jax.stages.run import Run, write_json_lines
-from prm_jax.stages.search import Response, search
+from prm_jax.stages.search import Response, Searcher
 from prm_jax.types import Verdict
 
 
@@ -121,7 +121,9 @@ def label(arguments: Arguments) -> tuple[list[dict[str, Any]], Path]:
         about = journal_name(run, fingerprint(params), [program.problem for program in programs])
         with Journal(out / f"journal-{about}.jsonl") as journal:
             failing = [response for response in responses if not response.passed]
-            cost = search(run, Memo(), journal, params, 0, failing)
+            searcher = Searcher(run, Memo(), failing)
+            searcher.run(params, 0, failing, journal)
+    cost = searcher.spent
     rows = [
         label_row(run, program, response, verdict)
         for program, response, verdict in zip(programs, responses, verdicts, strict=True)

@@ -11,7 +11,7 @@ import chats
 import numpy as np
 import tiny_checkpoints
 
-from prm_jax.stages import attempts
+from prm_jax.stages import attempts, probing
 from prm_jax.tokenizer import Tokenizer
 from prm_jax.types import Samples
 
@@ -68,5 +68,27 @@ def play(monkeypatch, folder: Path, script: Script, interrupt_at: int = 0) -> Pl
 
         return sampler
 
+    class Completer:
+        """What PrefixCompleter does, from the script."""
+
+        def __init__(self, model, mesh, key, *, places, samples, stops, **_):
+            self.places, self._samples = places, samples
+
+        def use(self, params) -> None:
+            pass
+
+        def complete(self, asked):
+            played.widths.append(max(len(a.prefix) for a in asked))
+            if len(played.widths) == interrupt_at:
+                raise KeyboardInterrupt
+            found = []
+            for a in asked:
+                start = tokenizer.decode(list(a.prefix))
+                played.starts.append(start)
+                rows = [tokenizer.encode(script(start, k)) for k in range(self._samples)]
+                found.append([tuple([*ids, tokenizer.eos_id][: a.budget]) for ids in rows])
+            return found
+
     monkeypatch.setattr(attempts, "make_sampler", make_sampler)
+    monkeypatch.setattr(probing, "PrefixCompleter", Completer)
     return played

@@ -283,7 +283,7 @@ def test_programs_are_shared_out_and_verdicts_known_to_all(monkeypatch):
         monkeypatch.setattr(hosts, "index", lambda me=me: me)
         futures.append([sandbox.submit(problem, program) for program in "abcd"])
     assert judged == {0: ["a", "c"], 1: ["b", "d"]}
-    theirs = [[(n, f.result()) for n, f in sandbox._here] for sandbox in sandboxes]
+    theirs = [[(n, f.result()) for f, n in sandbox._here.items()] for sandbox in sandboxes]
     monkeypatch.setattr(hosts, "gather", lambda mine: theirs)
     for row in futures:
         assert [f.done() for f in row] == [False] * 4

@@ -71,7 +71,8 @@ def test_cached_attention_equals_attention_over_prompt_and_completion(heads, kv_
         prompt=((jnp.asarray(prompt_key), jnp.asarray(prompt_value)),),
         prompt_valid=jnp.asarray(valid),
         completion=((jnp.asarray(keys), jnp.asarray(values)),),
-        length=jnp.int32(read),
+        column=jnp.int32(read),
+        length=jnp.full(batch, read),
     )
     out, (new_keys, new_values) = cached_attention(
         jnp.asarray(query), jnp.asarray(key), jnp.asarray(value), cache, 0

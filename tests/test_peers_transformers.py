@@ -76,7 +76,8 @@ def greedy(model, params, prompt, n):
 
     @jax.jit
     def decode(written, token, t):
-        hidden, written = apply(token, token >= 0, Cache(read, valid, written, t), method="hidden")
+        cache = Cache(read, valid, written, t, t[None])
+        hidden, written = apply(token, token >= 0, cache, method="hidden")
         return apply(hidden, method="logits"), written
 
     found = []

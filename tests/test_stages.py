@@ -1,8 +1,11 @@
 """The host loops' own parts: journal, batches, orders, and the label search over many responses."""
 
+import concurrent.futures
 import dataclasses
 import json
-from concurrent.futures import Future
+import random
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import SimpleNamespace
 
 import jax
@@ -13,8 +16,9 @@ from prm_jax.config import Config, LabelConfig, MeshConfig, ModelConfig
 from prm_jax.model.heads import PolicyModel
 from prm_jax.rl.lines import split_lines
 from prm_jax.sharding import init_params, make_mesh
+from prm_jax.stages import probing
 from prm_jax.stages import search as search_stage
-from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
+from prm_jax.stages.attempts import Memo, Sampling, Start
 from prm_jax.stages.batches import Batches, epoch_batches, left_pad, right_pad
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.programs import line_rows
@@ -212,7 +216,7 @@ def response(n_steps: int, truth: int, ends_with_newline: bool) -> Response:
     """A failing response of one token a line; its first `truth` lines can be completed."""
     ids = tuple(range(100, 100 + n_steps)) + ((1,) if ends_with_newline else ())
     return Response(
-        problem=Problem(f"truth {truth}", "", CallTests(())),
+        problem=Problem(f"truth {truth} of {n_steps}", "", CallTests(())),
         split="train",
         checkpoint=1,
         ids=ids,
@@ -226,34 +230,74 @@ def response(n_steps: int, truth: int, ends_with_newline: bool) -> Response:
     )
 
 
-class ScriptedSampling:
-    """Completes a prefix if it has at most the problem's `truth` lines: in the second wave only."""
+class ScriptedCompleter:
+    """In the place of the policy: five tokens that say which wave and which sample they are."""
 
-    seconds = 0.0
+    places = 3  # fewer than there are searches
+    calls: list[int]  # how many prefixes each call completed
+    interrupt_at = 0
 
-    def __init__(self, run, memo, *, samples, temperature):
-        self.samples = samples
+    def __init__(self, model, mesh, key, *, samples, **_):
+        self._samples = samples
+        ScriptedCompleter.calls = []
 
-    def saved(self, start: Start) -> bool:
-        return len(start.prefix) <= int(start.problem.task_id.split()[1])
+    def use(self, params) -> None:
+        pass
 
-    def run(self, params, starts, key, journal, name, progress):
-        wave = int(name.rsplit("/", 1)[1])
-        rows = []
-        for start in starts:
-            saved = self.saved(start) and wave == 1
-            statuses = ["passed" if saved and i == 0 else "failed" for i in range(self.samples)]
-            rows.append([Attempt(start.prefix, status, True, 5) for status in statuses])
-        return rows
+    def complete(self, asked):
+        self.calls.append(len(asked))
+        if len(self.calls) == self.interrupt_at:
+            raise KeyboardInterrupt
+        assert all(tuple(a.whole[: len(a.prefix)]) == tuple(a.prefix) for a in asked)
+        waves = [a.numbers[2] & 0xFFFF for a in asked]
+        return [[(wave, i, 0, 0, 0) for i in range(self._samples)] for wave in waves]
 
 
-def searched(monkeypatch, group: list[Response], kind: str, sampling=ScriptedSampling):
-    """Searches the group with 6 completions a prefix in waves of 2; what was spent."""
-    monkeypatch.setattr(search_stage, "Sampling", sampling)
-    config = Config(label=LabelConfig(samples_per_prefix=6, wave=2, search=kind))
-    tokenizer = SimpleNamespace(prefix_ids=lambda ids, n_bytes: list(ids[:n_bytes]))
-    run = SimpleNamespace(config=config, tokenizer=tokenizer, key=lambda *numbers: None)
-    return search_stage.search(run, None, None, None, 1, group)
+def up_to_truth(problem: Problem, kept: int) -> bool:
+    return kept <= int(problem.task_id.split()[1])
+
+
+class LateSandbox:
+    """Verdicts come from another thread, a little later, in any order."""
+
+    def __init__(self, saved):
+        self._saved = saved
+        self._pool = concurrent.futures.ThreadPoolExecutor(4)
+        self._random = random.Random(0)
+
+    def judge(self, problem: Problem, program: str):
+        *kept, wave, sample, _, _, _ = json.loads(program)
+
+        def verdict(wait_s: float) -> SimpleNamespace:
+            time.sleep(wait_s)
+            passed = self._saved(problem, len(kept)) and (wave, sample) == (1, 0)
+            return SimpleNamespace(status="passed" if passed else "failed")
+
+        return self._pool.submit(verdict, self._random.choice([0, 0, 0.003]))
+
+
+def searched(monkeypatch, group: list[Response], kind: str, saved=up_to_truth, journal=None):
+    """Searches the group with 6 completions a prefix in waves of 2; what was spent.
+
+    A prefix that is saved is completed by the first sample of the second wave, and by no other.
+    """
+    monkeypatch.setattr(probing, "PrefixCompleter", ScriptedCompleter)
+    run = SimpleNamespace(
+        await_some=lambda verdicts: wait(verdicts, return_when=FIRST_COMPLETED),
+        config=Config(label=LabelConfig(samples_per_prefix=6, wave=2, search=kind)),
+        tokenizer=SimpleNamespace(prefix_ids=lambda ids, n_bytes: list(ids[:n_bytes]), eos_ids=()),
+        key=lambda *numbers: None,
+        policy=None,
+        mesh=None,
+        stops=None,
+        prompt_ids=lambda problem: [9],
+        program=lambda problem, ids: json.dumps(ids),
+        judge=LateSandbox(saved).judge,
+    )
+    searcher = search_stage.Searcher(run, Memo(), group)
+    journal = journal or SimpleNamespace(get=lambda key: None, put_all=lambda units: None)
+    searcher.run(None, 1, group, journal)
+    return searcher.spent
 
 
 @pytest.mark.parametrize("kind", ["binary", "dense"])
@@ -285,11 +329,34 @@ def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_n
         }  # fmt: skip
 
 
-class FickleSampling(ScriptedSampling):
-    """Completes the prefixes whose lengths the problem's id names."""
+def test_a_killed_search_goes_on_from_its_last_probes(monkeypatch, tmp_path):
+    def group():
+        return [response(8, truth, True) for truth in range(9)]
 
-    def saved(self, start: Start) -> bool:
-        return str(len(start.prefix)) in start.problem.task_id.split()[1:]
+    whole = group()
+    spent = searched(monkeypatch, whole, "binary")
+    calls = sum(ScriptedCompleter.calls)
+    parts = []
+    for interrupt_at in (7, 11, 0):
+        monkeypatch.setattr(ScriptedCompleter, "interrupt_at", interrupt_at)
+        found = group()
+        with Journal(tmp_path / "journal.jsonl") as journal:
+            if interrupt_at:
+                with pytest.raises(KeyboardInterrupt):
+                    searched(monkeypatch, found, "binary", journal=journal)
+            else:
+                again = searched(monkeypatch, found, "binary", journal=journal)
+        parts.append(sum(ScriptedCompleter.calls))
+    assert [r.m_star for r in found] == list(range(9))
+    assert [r.samples.tolist() for r in found] == [r.samples.tolist() for r in whole]
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(spent, seconds=0)
+    # What was in flight at an interrupt is at most one wave for each place.
+    assert calls <= sum(parts) <= calls + 2 * ScriptedCompleter.places
+
+
+def saved_by_name(problem: Problem, kept: int) -> bool:
+    """The prefixes whose lengths the problem's id names."""
+    return str(kept) in problem.task_id.split()[1:]
 
 
 def test_a_dense_search_tells_how_often_completions_are_not_monotone(monkeypatch):
@@ -302,7 +369,7 @@ def test_a_dense_search_tells_how_often_completions_are_not_monotone(monkeypatch
         for ids, _, _ in cases
     ]
     passing = dataclasses.replace(group[0], passed=True)
-    searched(monkeypatch, group, "dense", FickleSampling)
+    searched(monkeypatch, group, "dense", saved_by_name)
     assert [r.m_star for r in group] == [dense for _, dense, _ in cases]
     assert group[1].labels().labels == (1, 1, -1, -1)  # labels stay monotone; the counts do not
     assert group[1].labels().passes == (1, 1, 0, 1)
@@ -310,7 +377,7 @@ def test_a_dense_search_tells_how_often_completions_are_not_monotone(monkeypatch
         "responses": 5, "non_monotone": pytest.approx(3 / 5), "binary_agrees": pytest.approx(4 / 5),
     }  # fmt: skip
     again = [dataclasses.replace(r, passes=r.passes * 0, samples=r.samples * 0) for r in group]
-    searched(monkeypatch, again, "binary", FickleSampling)
+    searched(monkeypatch, again, "binary", saved_by_name)
     assert [r.m_star for r in again] == [binary for *_, binary in cases]
 
 

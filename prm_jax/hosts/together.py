@@ -42,13 +42,17 @@ def join() -> None:
                 f"JAX_PROCESS_ID = {number!r} and JAX_NUM_PROCESSES = {n!r} are not allowed: "
                 "processes are numbered from 0"
             )
-        if jax.config.jax_platforms == "cpu":
+        if _platforms() == "cpu":
             # Programs that run at once would mix up their collectives.
             jax.config.update("jax_cpu_enable_async_dispatch", False)
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         _initialize(coordinator_address=address, num_processes=int(n), process_id=int(number))
     elif _on_many_tpu_hosts():
         _initialize()
+
+
+def _platforms() -> str:
+    return jax.config.jax_platforms or ""  # type: ignore[attr-defined]
 
 
 def _initialize(**given: Any) -> None:
@@ -67,8 +71,9 @@ def _on_many_tpu_hosts() -> bool:
     slices = os.environ.get("MEGASCALE_NUM_SLICES", "")
     if "," in names or slices not in ("", "0", "1"):
         return True
-    platforms = jax.config.jax_platforms or "tpu"
-    if "tpu" not in platforms or not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"):
+    if "tpu" not in (_platforms() or "tpu") or not glob.glob("/dev/accel*") + glob.glob(
+        "/dev/vfio/[0-9]*"
+    ):
         return False
     request = urllib.request.Request(
         _METADATA + "worker-network-endpoints", headers={"Metadata-Flavor": "Google"}

@@ -42,7 +42,7 @@ def watched() -> Iterator[None]:
         raise
     except BaseException as error:
         with _watch.ending:  # for ever, if another host's end is the reason
-            sys.excepthook(*sys.exc_info())
+            sys.excepthook(type(error), error, error.__traceback__)
         # The loss of another host looks like that, too.
         _watch.wait_for_life()
         _watch.tell(1, f"{type(error).__name__}: {error}", say=False)

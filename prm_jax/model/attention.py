@@ -55,16 +55,19 @@ KeyValue = tuple[Float[Array, "_ kv_heads _ head_dim"], Float[Array, "_ kv_heads
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of what was read: N prompts, and N x K completions with one common length.
+    """Keys and values of what was read: N prompts, and B = N x K completions that follow them.
 
-    The K completions of a prompt are adjacent rows and share its keys and values. One entry per
-    layer: a tuple of arrays is updated in place in a loop, where one stacked array would be copied.
+    The K completions of a prompt are adjacent rows and share its keys and values. All rows write
+    their next token into one column of a ring of C, whatever their own length: so rows may begin at
+    different times, and one slice is written. One entry per layer: a tuple of arrays is updated in
+    place in a loop, where one stacked array would be copied.
     """
 
     prompt: tuple[KeyValue, ...]  # [N, kv_heads, P, head_dim]
     prompt_valid: Bool[Array, "N P"]
-    completion: tuple[KeyValue, ...]  # [N * K, kv_heads, C, head_dim]
-    length: Int[Array, ""]  # tokens of the completions read so far
+    completion: tuple[KeyValue, ...]  # [B, kv_heads, C, head_dim]
+    column: Int[Array, ""]  # of C, where the next token of every row goes
+    length: Int[Array, "B"]  # tokens of each completion read so far, less than C
 
     @property
     def slots(self) -> int:
@@ -73,9 +76,15 @@ class Cache:
 
     def positions(self) -> Int[Array, "B 1"]:
         """Of the token that is read next, one for each completion."""
-        samples = self.completion[0][0].shape[0] // self.prompt_valid.shape[0]
-        prompt_tokens = self.prompt_valid.sum(axis=1, keepdims=True, dtype=jnp.int32)
-        return jnp.repeat(prompt_tokens, samples, axis=0) + self.length
+        samples = self.length.shape[0] // self.prompt_valid.shape[0]
+        prompt_tokens = self.prompt_valid.sum(axis=1, dtype=jnp.int32)
+        return (jnp.repeat(prompt_tokens, samples) + self.length)[:, None]
+
+    def completion_valid(self) -> Bool[Array, "B C"]:
+        """Which columns hold a row's own tokens, the next one included."""
+        ring = self.completion[0][0].shape[2]
+        age = (self.column - jnp.arange(ring)) % ring
+        return age <= self.length[:, None]
 
 
 def cached_attention(
@@ -88,8 +97,8 @@ def cached_attention(
     """The output of `causal_attention` for one new token per completion, and its cache entry."""
     prompt_key, prompt_value = cache.prompt[layer]
     keys, values = cache.completion[layer]
-    keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.length, axis=2)
-    values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.length, axis=2)
+    keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.column, axis=2)
+    values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.column, axis=2)
 
     batch, heads, _, head_dim = query.shape
     n, kv_heads, p, _ = prompt_key.shape
@@ -109,7 +118,7 @@ def cached_attention(
         keys,
         preferred_element_type=jnp.float32,
     )
-    read = jnp.arange(keys.shape[2]) <= cache.length
+    read = cache.completion_valid()[:, None, None, :]
     to_completion = jnp.where(read, to_completion, MASKED)
     scores = jnp.concatenate(
         [to_prompt.reshape(batch, kv_heads, groups, p), to_completion], axis=-1

@@ -160,7 +160,7 @@ class Transformer(nn.Module):
 
         Without a cache: tokens may be padded on either side, position 0 is the first valid one,
         and the last layer spares the columns before `first`. With a cache: one new token for each
-        completion; the entries returned are the cache's, with the token written at `cache.length`.
+        completion; the entries returned are the cache's, with the token written at `cache.column`.
         """
         c = self.config
         if cache is None:

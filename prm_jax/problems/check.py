@@ -12,7 +12,7 @@ from prm_jax.metrics import Progress
 from prm_jax.problems.benchmarks import Benchmark
 from prm_jax.problems.duplicates import Pair, duplicates, member
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
-from prm_jax.sandbox.core import asserts
+from prm_jax.sandbox.core import identifiers
 from prm_jax.types import CheckTests, Limits, Problem, Tests, Verdict
 
 _SLOW = 0.5  # of its limit
@@ -116,7 +116,7 @@ def borrowed_names(tests: Tests) -> tuple[str, ...]:
     if not isinstance(tests, CheckTests):
         return ()
     try:
-        names = set(asserts.free_names(tests.code)) - asserts.sources(tests.code).keys()
+        names = set(identifiers.free_names(tests.code)) - identifiers.sources(tests.code).keys()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()  # the sandbox says what is wrong with them
     return tuple(sorted(names - {tests.entry_point}))

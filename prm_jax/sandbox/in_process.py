@@ -8,7 +8,7 @@ the same. A suite becomes part of the program, and each of its tests a call that
 import ast
 from typing import TypeGuard
 
-from prm_jax.sandbox.core import asserts
+from prm_jax.sandbox.core import identifiers
 from prm_jax.types import CallTests
 
 _CASES = ("TestCase", "IsolatedAsyncioTestCase")
@@ -62,7 +62,7 @@ def as_calls(program: str, suite: str) -> tuple[str, CallTests]:
 def test_names(suite: str) -> list[str]:
     """`test_x` and `Class.test_x` of every test, inherited ones too; raises BadSuite."""
     try:
-        body = asserts.parse(suite).body
+        body = identifiers.parse(suite).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BadSuite(f"it cannot be read: {error}") from error
     classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}

@@ -1,7 +1,7 @@
 """Sampling and judging in bulk: many responses to many problems, from a prompt or a prefix on.
 
-Work is cut into units of one device batch each. A unit's programs are judged while the next unit
-is being sampled, and a finished unit is journaled, so a kill loses at most the units in flight.
+Work is cut into units of a few device batches each. A unit's programs are judged while the next
+unit is being sampled, and a finished unit is journaled: a kill loses at most the units in flight.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from prm_jax.stages.run import Run
 from prm_jax.steps.sample import make_sampler
 from prm_jax.types import Problem, Samples, Verdict
 
+UNIT_BATCHES = 4  # device batches in a unit, between two entries of the journal
 _BLANKS = " \t\n"
 
 
@@ -68,6 +69,66 @@ class Memo:
         self._statuses[self._key(problem, program)] = status
 
 
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """A sampled response whose verdict is known or on its way."""
+
+    problem: Problem
+    ids: tuple[int, ...]
+    sampled_tokens: int
+    program: str
+    known: str | None  # by the memo
+    executed: bool  # this one was sent to the sandbox; its twins share the future
+    future: Future[Verdict] | None
+
+    @property
+    def settled(self) -> bool:
+        return self.future is None or self.future.done()
+
+
+class Judge:
+    """Sends responses to the sandbox, equal programs once."""
+
+    def __init__(self, run: Run, memo: Memo):
+        self._run = run
+        self._memo = memo
+        self._running: dict[tuple[str, str], Future[Verdict]] = {}
+
+    def submit(self, start: Start, new: tuple[int, ...]) -> Judging:
+        """Starts judging a start with the tokens that were sampled after it."""
+        problem, ids = start.problem, start.prefix + new
+        program = self._run.program(problem, ids)
+        known = self._memo.get(problem, program)
+        twin = (problem.task_id, program)
+        executed = known is None and twin not in self._running
+        if executed:
+            self._running[twin] = self._run.judge(problem, program)
+        future = None if known is not None else self._running[twin]
+        return Judging(problem, ids, len(new), program, known, executed, future)
+
+    def result(self, judging: Judging) -> Attempt:
+        """Waits for the verdict, which the memo knows from here on."""
+        status = judging.known
+        if status is None:
+            assert judging.future is not None
+            status = judging.future.result().status
+            self._memo.put(judging.problem, judging.program, status)
+            self._running.pop((judging.problem.task_id, judging.program), None)
+        return Attempt(judging.ids, status, judging.executed, judging.sampled_tokens)
+
+    def recall(self, problem: Problem, rows: list[Any]) -> list[Attempt]:
+        """Attempts as a journal has them (`as_rows`); the memo learns what they ran."""
+        attempts = [Attempt(tuple(ids), *rest) for ids, *rest in rows]
+        for attempt in attempts:
+            self._memo.put(problem, self._run.program(problem, attempt.ids), attempt.status)
+        return attempts
+
+
+def as_rows(attempts: Sequence[Attempt]) -> list[Any]:
+    """Attempts as JSON."""
+    return [dataclasses.astuple(attempt) for attempt in attempts]
+
+
 class Sampling:
     """Samples and judges `samples` responses per start under one setting of the sampler."""
 
@@ -75,20 +136,22 @@ class Sampling:
         self, run: Run, memo: Memo, *, samples: int, temperature: float, top_p: float = 1.0
     ):
         self._run = run
-        self._memo = memo
+        self._judge = Judge(run, memo)
         self._samples = samples
         self._sampler = make_sampler(
             run.policy,
             run.mesh,
             completion_tokens=run.config.max_completion_tokens,
             samples_per_prompt=samples,
+            rows=run.config.device_batch,
             temperature=temperature,
             top_p=top_p,
             eos_ids=run.tokenizer.eos_ids,
             stops=run.stops,
         )
         self.seconds = 0.0  # spent on the units so far, also by a run that was killed since
-        self._starts_per_unit = max(1, run.config.device_batch // samples)  # on any mesh
+        # On any mesh. A unit of several batches ends with few rows that have nothing to do.
+        self._starts_per_unit = max(1, UNIT_BATCHES * run.config.device_batch // samples)
 
     def run(
         self,
@@ -118,11 +181,11 @@ class Sampling:
         self, params, starts, prompts, units, key, journal: Journal, name: str
     ) -> Iterator[tuple[list[int], list[list[Attempt]]]]:
         """Each unit with its attempts; unit n+1 is sampled while unit n is judged."""
-        in_flight: tuple[str, str, list[int], list[_Judging]] | None = None
+        in_flight: tuple[str, str, list[int], list[list[Judging]]] | None = None
         begun_s = time.perf_counter()
         for number, unit in enumerate(units):
             unit_key = f"{name}/{number}"
-            about = _digest(starts, unit)
+            about = digest([starts[i] for i in unit])
             done = journal.get(unit_key)
             if done is not None and done["about"] != about:  # the unit of another version
                 done = None
@@ -157,78 +220,45 @@ class Sampling:
         kept = [stops.start(self._run.tokenizer.pieces(starts[i].prefix)) for i in rows]
         return self._sampler(params, tokens, valid, budget, key, np.array(kept, np.int32))
 
-    def _submit(self, starts, unit: list[int], samples: Samples) -> list["_Judging"]:
+    def _submit(self, starts, unit: list[int], samples: Samples) -> list[list[Judging]]:
         completions = completion_ids(samples)
-        judging: list[_Judging] = []
-        running: dict[tuple[str, str], Future[Verdict]] = {}  # one execution for equal programs
-        for position, i in enumerate(unit):
-            for sample in range(self._samples):
-                new = completions[position * self._samples + sample]
-                ids = starts[i].prefix + new
-                problem = starts[i].problem
-                program = self._run.program(problem, ids)
-                known = self._memo.get(problem, program)
-                twin = (problem.task_id, program)
-                executed = known is None and twin not in running
-                if executed:
-                    running[twin] = self._run.judge(problem, program)
-                judging.append(
-                    _Judging(problem, ids, len(new), program, known, executed, running.get(twin))
-                )
-        return judging
+        return [
+            [
+                self._judge.submit(starts[i], completions[position * self._samples + sample])
+                for sample in range(self._samples)
+            ]
+            for position, i in enumerate(unit)
+        ]
 
     def _collect(
         self,
         unit_key: str,
         about: str,
         unit: list[int],
-        judging: list["_Judging"],
+        judging: list[list[Judging]],
         journal: Journal,
         begun_s: float,
     ) -> tuple[list[int], list[list[Attempt]]]:
-        flat = []
-        for item in judging:
-            status = item.known
-            if status is None:
-                assert item.future is not None
-                status = item.future.result().status
-                self._memo.put(item.problem, item.program, status)
-            flat.append(Attempt(item.ids, status, item.executed, item.sampled_tokens))
-        found = [flat[i : i + self._samples] for i in range(0, len(flat), self._samples)]
+        found = [[self._judge.result(one) for one in row] for row in judging]
         seconds = time.perf_counter() - begun_s
         self.seconds += seconds
-        rows = [[dataclasses.astuple(attempt) for attempt in row] for row in found]
+        rows = [as_rows(row) for row in found]
         journal.put(unit_key, {"about": about, "seconds": seconds, "attempts": rows})
         return unit, found
 
     def _recall(self, done, starts, unit: list[int]) -> list[list[Attempt]]:
-        """A journaled unit's attempts; what it ran goes back into the memo."""
+        """A journaled unit's attempts."""
         self.seconds += done["seconds"]
-        found = [[Attempt(tuple(ids), *rest) for ids, *rest in row] for row in done["attempts"]]
-        for i, row in zip(unit, found, strict=True):
-            for attempt in row:
-                problem = starts[i].problem
-                self._memo.put(problem, self._run.program(problem, attempt.ids), attempt.status)
-        return found
+        return [
+            self._judge.recall(starts[i].problem, row)
+            for i, row in zip(unit, done["attempts"], strict=True)
+        ]
 
 
-def _digest(starts: Sequence[Start], unit: list[int]) -> str:
+def digest(starts: Sequence[Start]) -> str:
     """What a unit is about, so that a journal is never read as being about something else."""
-    text = json.dumps([(starts[i].problem.task_id, starts[i].prefix) for i in unit])
+    text = json.dumps([(start.problem.task_id, start.prefix) for start in starts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Judging:
-    """A sampled response whose verdict is known or on its way."""
-
-    problem: Problem
-    ids: tuple[int, ...]
-    sampled_tokens: int
-    program: str
-    known: str | None  # by the memo
-    executed: bool  # this one was sent to the sandbox; its twins in the unit share the future
-    future: Future[Verdict] | None
 
 
 def completion_ids(samples: Samples) -> list[tuple[int, ...]]:

@@ -8,6 +8,7 @@ first has the file, and all know what is in it.
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -83,13 +84,18 @@ class Journal:
         return self._units.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Records a unit as finished; it survives a kill from here on.
+        """Records a unit as finished; it survives a kill from here on."""
+        self.put_all({key: value})
+
+    def put_all(self, units: Mapping[str, Any]) -> None:
+        """Records units as finished, for the price of one.
 
         Raises hosts.Stopped if the run is asked to stop: here nothing is lost.
         """
+        self._units.update(units)
         if self._file is not None:
-            self._file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
+            for key, value in units.items():
+                self._file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._units[key] = value
         hosts.check_stop()

@@ -20,7 +20,7 @@ from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.rl import evenly_spaced
 from prm_jax.stages.run import Run, Stream, write_json_lines
-from prm_jax.stages.search import Response, Spent, Split, against_binary_search, search
+from prm_jax.stages.search import Response, Searcher, Spent, Split, against_binary_search
 from prm_jax.types import LineKind, PrefixLabels, Problem
 
 
@@ -30,16 +30,15 @@ def label(run: Run) -> None:
     steps = evenly_spaced(run.config.ppo.steps, config.checkpoints)
     with Journal(run.workdir / "label/journal.jsonl") as journal:
         responses, seconds = _responses(run, memo, journal, steps)
-        costs = []
+        searcher = Searcher(run, memo, [r for r in responses if not r.passed])
         for completer, group in _groups(run, responses, steps).items():
-            params = _policy(run, completer)
-            costs.append(search(run, memo, journal, params, completer, group))
+            searcher.run(_policy(run, completer), completer, group, journal)
 
     rows = [_row(r, neutral_comments=config.neutral_comments) for r in responses]
     write_json_lines(run.workdir / "label/labels.jsonl", rows)
     train = [r for r in responses if r.split == "train"]
     summary: dict[str, Any] = {
-        "cost": _cost(train, costs, seconds),
+        "cost": _cost(train, searcher.spent, seconds),
         "classes": {
             name: sum(response_class(r.passed, r.m_star).name.lower() == name for r in train)
             for name in ("correct", "revised", "wrong")
@@ -120,22 +119,18 @@ def _groups(run: Run, responses: list[Response], steps: list[int]) -> dict[int, 
     return {best: failing}
 
 
-def _cost(train: list[Response], costs: list[Spent], response_seconds: float) -> dict[str, float]:
+def _cost(train: list[Response], spent: Spent, response_seconds: float) -> dict[str, float]:
     failing = sum(not r.passed for r in train)
     labels = sum(r.n_steps for r in train)
-    total = {
-        field.name: sum(getattr(cost, field.name) for cost in costs)
-        for field in dataclasses.fields(Spent)
-    }
     return {
         "responses": len(train),
         "failing": failing,
         "labels": labels,
-        **total,
-        "completions_per_label": total["completions"] / max(labels, 1),
-        "executions_per_label": total["executions"] / max(labels, 1),
-        "completions_per_failing_response": total["completions"] / max(failing, 1),
-        "seconds": response_seconds + total["seconds"],
+        **dataclasses.asdict(spent),
+        "completions_per_label": spent.completions / max(labels, 1),
+        "executions_per_label": spent.executions / max(labels, 1),
+        "completions_per_failing_response": spent.completions / max(failing, 1),
+        "seconds": response_seconds + spent.seconds,
     }
 
 

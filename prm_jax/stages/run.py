@@ -4,12 +4,13 @@ A stage is a function `stage(run) -> None` that leaves its results in `run.workd
 marks itself finished by writing `done.json` there, last of all.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from enum import IntEnum
 from pathlib import Path
@@ -110,6 +111,13 @@ class Run:
         if hosts.count() == 1:
             return self.judge_here(problem, program)
         return self._shared_sandbox.submit(problem, program)
+
+    def await_some(self, verdicts: Collection[Future[Verdict]]) -> None:
+        """Waits until one more of these futures of `judge` is done."""
+        if hosts.count() == 1:
+            concurrent.futures.wait(verdicts, return_when=concurrent.futures.FIRST_COMPLETED)
+        else:
+            self._shared_sandbox.exchange(wait_for_all=False)
 
     @functools.cached_property
     def _shared_sandbox(self) -> SharedSandbox:

@@ -1,16 +1,15 @@
 """The label search: which prefixes of failing responses can still be completed, by execution.
 
-Prefixes of many responses are completed and judged side by side, in the rounds of the binary search
-of Algorithm 1 (paper, section 3.1) or all of them at once.
+A search is written as if it were alone, Algorithm 1 (paper, section 3.1) or a probe of every
+prefix; `Prober` runs many of them side by side.
 """
 
 import dataclasses
+from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
 
-from prm_jax.metrics import Progress
 from prm_jax.rl.labels import (
     DenseTransition,
     dense_transition,
@@ -20,9 +19,10 @@ from prm_jax.rl.labels import (
     step_labels,
     transition,
 )
-from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
+from prm_jax.stages.attempts import Attempt, Memo
 from prm_jax.stages.journal import Journal
-from prm_jax.stages.run import Run, Stream
+from prm_jax.stages.probing import Probe, Prober, Search
+from prm_jax.stages.run import Run
 from prm_jax.types import LineKind, PrefixLabels, Problem
 
 Split = Literal["train", "validation"]
@@ -75,7 +75,7 @@ class Response:
 
 @dataclasses.dataclass
 class Spent:
-    """What probing the training responses cost."""
+    """What the searches of the training responses cost."""
 
     probes: int = 0
     completions: int = 0
@@ -89,83 +89,56 @@ class Spent:
         self.executions += sum(a.executed for a in attempts)
 
 
-def search(
-    run: Run, memo: Memo, journal: Journal, params: Any, completer: int, group: list[Response]
-) -> Spent:
-    """Finds m* of every response of the group, all searches side by side."""
-    config = run.config.label
-    sampling = Sampling(run, memo, samples=config.wave, temperature=config.temperature)
-    prober = _Prober(run, sampling, journal, params, completer, group)
-    if config.search == "dense":
-        prober.probe(
-            [(i, m) for i, r in enumerate(group) for m in range(1, r.open_steps + 1)],
-            round_number=0,
-            title="label: every prefix",
-        )
-        for response in group:
-            response.m_star = _dense(response).m_star
-    else:
-        _binary_search(prober, group)
-    prober.spent.seconds = sampling.seconds
-    return prober.spent
+class Searcher:
+    """Finds m* of failing responses, all searches side by side; `responses` are all that there are.
 
+    `spent` counts what the searches of the training responses cost.
+    """
 
-def _binary_search(prober: "_Prober", group: list[Response]) -> None:
-    """Algorithm 1, a probe of each open search a round."""
-    state = search_start(np.array([r.open_steps for r in group], np.int64))
-    most_rounds = int(np.ceil(np.log2(state.hi.max(initial=0) + 1)))
-    round_number = 0
-    while (probe := next_probe(state)).any():
-        pending = np.flatnonzero(probe)
-        passed = np.zeros(len(group), bool)
-        passed[pending] = prober.probe(
-            [(int(i), int(probe[i])) for i in pending],
-            round_number,
-            title=f"label: search round {round_number + 1} of {most_rounds}",
-        )
-        state = search_update(state, passed, active=probe > 0)
-        round_number += 1
-    for i, response in enumerate(group):
-        response.m_star = int(state.lo[i])
+    def __init__(self, run: Run, memo: Memo, responses: Sequence[Response]):
+        self._run = run
+        self.spent = Spent()
+        longest = max((len(run.prompt_ids(r.problem)) + len(r.ids) for r in responses), default=1)
+        self._prober = Prober(run, memo, searches=len(responses), longest=longest)
 
+    def run(self, params: Any, completer: int, group: Sequence[Response], journal: Journal) -> None:
+        """Searches some of the responses; the policy numbered `completer` completes them."""
+        of_kind = self._dense if self._run.config.label.search == "dense" else self._binary
+        title = f"label: searches with checkpoint {completer}" if completer else "label: searches"
+        searches = [(r.problem, r.ids, of_kind(r)) for r in group]
+        self._prober.run(params, completer, searches, journal, title)
+        self.spent.seconds = self._prober.seconds
 
-@dataclasses.dataclass
-class _Prober:
-    """Completes prefixes of the group's responses, and keeps count."""
+    def _binary(self, response: Response) -> Search:
+        """Algorithm 1."""
+        state = search_start(np.array([response.open_steps], np.int64))
+        while step := int(next_probe(state)[0]):
+            passed = yield from self._settled(response, step)
+            state = search_update(state, np.array([passed]), np.array([True]))
+        response.m_star = int(state.lo[0])
 
-    run: Run
-    sampling: Sampling
-    journal: Journal
-    params: Any
-    completer: int
-    group: list[Response]
-    spent: Spent = dataclasses.field(default_factory=Spent)
+    def _dense(self, response: Response) -> Search:
+        """Every prefix."""
+        for step in range(1, response.open_steps + 1):
+            yield from self._settled(response, step)
+        response.m_star = _dense(response).m_star
 
-    def probe(
-        self, probes: list[tuple[int, int]], round_number: int, title: str
-    ) -> Bool[np.ndarray, "N"]:
-        """Whether each (response, step) can be completed.
+    def _settled(self, response: Response, step: int) -> Generator[Probe, list[Attempt], bool]:
+        """Whether a prefix can be completed: a probe ends with the first wave in which one passes.
 
-        A probe samples its completions in waves and ends with the first wave in which one passes.
+        Returns after at most samples_per_prefix completions.
         """
-        config = self.run.config.label
-        passed = np.zeros(len(probes), bool)
+        config = self._run.config.label
         for wave in range(config.samples_per_prefix // config.wave):
-            open_ = np.flatnonzero(~passed)
-            asked = [(self.group[probes[n][0]], probes[n][1]) for n in open_]
-            starts = [Start(r.problem, _prefix(self.run, r, step)) for r, step in asked]
-            name = f"probe/{self.completer}/{round_number}/{wave}"
-            with Progress(len(open_), f"{title}, wave {wave + 1}", "prefixes") as progress:
-                key = self.run.key(Stream.PROBE, self.completer, round_number, wave)
-                attempts = self.sampling.run(self.params, starts, key, self.journal, name, progress)
-            for n, (response, step), row in zip(open_, asked, attempts, strict=True):
-                response.samples[step - 1] += len(row)
-                response.passes[step - 1] += sum(a.passed for a in row)
-                passed[n] = any(a.passed for a in row)
-                if response.split == "train":
-                    self.spent.probes += wave == 0
-                    self.spent.add(row)
-        return passed
+            attempts = yield Probe(step, wave, _prefix(self._run, response, step))
+            response.samples[step - 1] += len(attempts)
+            response.passes[step - 1] += sum(a.passed for a in attempts)
+            if response.split == "train":
+                self.spent.probes += wave == 0
+                self.spent.add(attempts)
+            if any(a.passed for a in attempts):
+                return True
+        return False
 
 
 def _dense(response: Response) -> DenseTransition:

@@ -7,7 +7,7 @@ and top_k = 0 they are what `token_logps` gives at the same temperature.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ from jaxtyping import Array, Float, Int
 from prm_jax import hosts
 from prm_jax.model.attention import Cache
 from prm_jax.model.heads import PolicyModel
-from prm_jax.rl.stops import DONE, StopTable
+from prm_jax.rl.stops import StopTable
 from prm_jax.sharding import (
     abstract_params,
     batch_sharding,
     batch_shards,
-    constrain,
     replicated,
 )
+from prm_jax.steps.decode import Completions, Queue, decode
 from prm_jax.types import Samples
 
 Sampler = Callable[..., Samples]  # its arguments are those of make_sampler's program
@@ -37,6 +37,7 @@ def make_sampler(
     *,
     completion_tokens: int,
     samples_per_prompt: int,
+    rows: int | None = None,
     temperature: float,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -65,12 +66,13 @@ def make_sampler(
     _check_choice(temperature, top_p, top_k)
     table = None
     if stops is not None and stops.strings:
-        table = hosts.place(_of_vocabulary(stops, model.vocab_size), replicated(mesh))
+        table = hosts.place(of_vocabulary(stops, model.vocab_size), replicated(mesh))
     jitted = sampling_program(
         model,
         mesh,
         completion_tokens=completion_tokens,
         samples_per_prompt=samples_per_prompt,
+        rows=rows,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -107,6 +109,7 @@ def sampling_program(
     *,
     completion_tokens: int,
     samples_per_prompt: int,
+    rows: int | None = None,
     temperature: float,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -117,77 +120,107 @@ def sampling_program(
     Without stop strings the last two are None.
     """
 
+    choice = Choice(temperature, top_p, top_k)
+
     def sample(
         params: Any, tokens: Array, valid: Array, budget: Array, key: Array, stop_state: Any,
         table: Any,
     ) -> Samples:  # fmt: skip
-        read: Any = functools.partial(model.apply, {"params": params})
-        batch, p = tokens.shape[0] * samples_per_prompt, tokens.shape[1]
-        # Rows first: a row's draws are then the same in a larger batch.
-        uniforms = jax.random.uniform(key, (batch, completion_tokens)).T
-        columns = jnp.arange(completion_tokens)
+        n, p = tokens.shape
+        apply: Any = functools.partial(model.apply, {"params": params})
+        _, key_values = apply(tokens, valid, first=p - 1, method="hidden")
+        queue = Queue(
+            key_values,
+            visible=valid & (jnp.arange(p) < p - 1),
+            last=tokens[:, -1],
+            limit=jnp.minimum(budget, completion_tokens),
+            stop_state=stop_state,
+            # Rows first: a row's draws are then the same in a larger batch.
+            uniforms=jax.random.uniform(key, (n * samples_per_prompt, completion_tokens)),
+        )
+        completions = complete(
+            model, params, queue, table,
+            samples=samples_per_prompt,
+            rows=rows or n * samples_per_prompt,
+            shards=batch_shards(mesh),
+            choice=choice,
+            eos_ids=eos_ids,
+        )  # fmt: skip
+        mask = jnp.arange(completion_tokens) < completions.length[:, None]
+        before = ((0, 0), (p, 0))
 
         def repeat(x: Array) -> Array:
             return jnp.repeat(x, samples_per_prompt, axis=0)
 
-        def empty(x: Array) -> Array:
-            zeros = jnp.zeros((batch, x.shape[1], completion_tokens, x.shape[3]), x.dtype)
-            return constrain(zeros, "batch", "kv_heads", "time", "head_dim")
-
-        hidden, prompt = read(tokens, valid, first=p - 1, method="hidden")
-        limit = repeat(jnp.minimum(budget, completion_tokens))
-
-        def next_token(carry: Any) -> Any:
-            step, hidden, completion, alive, chosen, logps, mask, state = carry
-            logits = read(hidden, method="logits")[:, 0]
-            token, logp = choose(
-                logits, uniforms[step], temperature=temperature, top_p=top_p, top_k=top_k
-            )
-            here = (columns == step) & alive[:, None]
-            chosen = jnp.where(here, token[:, None], chosen)
-            logps = jnp.where(here, logp[:, None], logps)
-            alive &= step + 1 < limit
-            for eos_id in eos_ids:
-                alive &= token != eos_id
-            if table is not None:
-                state = table[state, token].astype(jnp.int32)
-                alive &= state != DONE
-            cache = Cache(prompt, valid, completion, step)
-            hidden, completion = read(token[:, None], alive[:, None], cache, method="hidden")
-            return step + 1, hidden, completion, alive, chosen, logps, mask | here, state
-
-        state = None if table is None else repeat(stop_state)
-        carry = (
-            jnp.int32(0),
-            repeat(hidden),
-            tuple((empty(k), empty(v)) for k, v in prompt),
-            limit > 0 if state is None else (limit > 0) & (state != DONE),
-            jnp.full((batch, completion_tokens), model.pad_id, jnp.int32),
-            jnp.zeros((batch, completion_tokens), jnp.float32),
-            jnp.zeros((batch, completion_tokens), bool),
-            state,
-        )
-        carry = jax.lax.while_loop(lambda carry: carry[3].any(), next_token, carry)
-        *_, chosen, logps, mask, _ = carry
-        before = ((0, 0), (p, 0))
         return Samples(
-            tokens=jnp.concatenate([repeat(tokens), chosen], axis=1),
+            tokens=jnp.concatenate([repeat(tokens), completions.tokens], axis=1),
             valid=jnp.concatenate([repeat(valid), mask], axis=1),
             completion_mask=jnp.pad(mask, before),
-            logp=jnp.pad(logps, before),
+            logp=jnp.pad(completions.logp, before),
         )
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
-    rows, everywhere = batch_sharding(mesh), replicated(mesh)
+    over_rows, everywhere = batch_sharding(mesh), replicated(mesh)
     return jax.jit(
         sample,
-        in_shardings=(shardings, rows, rows, rows, everywhere, rows, everywhere),
-        out_shardings=rows,
+        in_shardings=(
+            shardings,
+            over_rows,
+            over_rows,
+            over_rows,
+            everywhere,
+            over_rows,
+            everywhere,
+        ),
+        out_shardings=over_rows,
     )
 
 
-def _of_vocabulary(stops: StopTable, vocab_size: int) -> np.ndarray:
-    """`next_state` for all ids of the model; those beyond the tokenizer's have no bytes."""
+class Choice(NamedTuple):
+    """How a token is chosen; see `choose`."""
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+def complete(
+    model: PolicyModel,
+    params: Any,
+    queue: Queue,
+    table: Any,
+    *,
+    samples: int,
+    rows: int,
+    shards: int,
+    choice: Choice,
+    eos_ids: Sequence[int],
+) -> Completions:
+    """`decode` with the policy; traced within a program."""
+    apply: Any = functools.partial(model.apply, {"params": params})
+
+    def read(token: Array, alive: Array, cache: Cache) -> tuple[Array, Any]:
+        hidden, entries = apply(token, alive, cache, method="hidden")
+        return apply(hidden, method="logits")[:, 0], entries
+
+    return decode(
+        read,
+        functools.partial(choose, **choice._asdict()),
+        queue,
+        samples=samples,
+        rows=rows,
+        shards=shards,
+        pad_id=model.pad_id,
+        eos_ids=eos_ids,
+        table=table,
+    )
+
+
+def of_vocabulary(stops: StopTable, vocab_size: int) -> np.ndarray:
+    """`next_state` for all ids of the model; those beyond the tokenizer's have no bytes.
+
+    Raises ValueError if the tokenizer has more tokens than the model.
+    """
     n_states, n_tokens = stops.next_state.shape
     if n_tokens > vocab_size:
         raise ValueError(

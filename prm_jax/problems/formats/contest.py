@@ -11,7 +11,7 @@ from typing import Any
 from prm_jax.problems.formats import words
 from prm_jax.problems.formats.literals import literal
 from prm_jax.problems.rows import Row
-from prm_jax.sandbox.core import asserts
+from prm_jax.sandbox.core import identifiers
 from prm_jax.types import CallTests, StdioTests
 
 # A completion ends where the next question would begin, or the code block does.
@@ -99,7 +99,7 @@ def reference(solutions: Iterable[str], must_have: str = "") -> str:
         if must_have not in code or (must_have and _FUTURE.search(code)):
             continue  # an import from __future__ cannot follow the usual imports
         try:
-            body = asserts.parse(code).body
+            body = identifiers.parse(code).body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         if body:

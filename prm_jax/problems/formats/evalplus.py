@@ -16,7 +16,7 @@ from prm_jax.problems.formats import human_eval, mbpp, words
 from prm_jax.problems.formats.evalplus_inputs import typed_inputs
 from prm_jax.problems.formats.literals import literal
 from prm_jax.problems.rows import Row
-from prm_jax.sandbox.core import asserts
+from prm_jax.sandbox.core import identifiers
 from prm_jax.types import CheckTests, Limits, Problem
 
 # Of all inputs together; EvalPlus gives each at least a second, and all of them at most 60.
@@ -193,9 +193,9 @@ def _script_as_check(row: Row, problem: Problem) -> CheckTests:
     """A script that calls the program's function by name, as a check that is given it."""
     script = row.text("test")
     try:
-        body = asserts.parse(script).body
-        defined = {getattr(node, "name", None) for node in asserts.parse(problem.solution).body}
-        wanted = [name for name in asserts.free_names(script) if name in defined]
+        body = identifiers.parse(script).body
+        defined = {getattr(node, "name", None) for node in identifiers.parse(problem.solution).body}
+        wanted = [name for name in identifiers.free_names(script) if name in defined]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise row.wrong("test", f"Python that can be read ({error})") from error
     if len(wanted) != 1:

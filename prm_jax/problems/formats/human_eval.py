@@ -8,7 +8,7 @@ import ast
 
 from prm_jax.problems.formats import words
 from prm_jax.problems.rows import Row
-from prm_jax.sandbox.core import asserts
+from prm_jax.sandbox.core import identifiers
 from prm_jax.types import CheckTests, Problem
 
 # Section 2.1 of the paper stops at these, so that a completion is one function body.
@@ -53,7 +53,7 @@ def with_helpers(test: str, prefix: str, entry_point: str) -> str:
     """
     try:
         body = _parse(prefix).body
-        called = set(asserts.free_names(test)) - {entry_point}
+        called = set(identifiers.free_names(test)) - {entry_point}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return test  # the sandbox says what is wrong with it
     rest = [node for node in body if getattr(node, "name", None) != entry_point]
@@ -66,6 +66,6 @@ def with_helpers(test: str, prefix: str, entry_point: str) -> str:
 def _parse(prefix: str) -> ast.Module:
     """The statements of a prefix, which may end with the head of a function."""
     try:
-        return asserts.parse(prefix)
+        return identifiers.parse(prefix)
     except SyntaxError:
-        return asserts.parse(f"{prefix.rstrip()}\n{' ' * _DEEP}pass\n")
+        return identifiers.parse(f"{prefix.rstrip()}\n{' ' * _DEEP}pass\n")

@@ -7,18 +7,15 @@ statements run whole in a second child that holds no part of the program (see `t
 """
 
 import ast
-import builtins
 import dataclasses
 import math
 import operator
-import sys
-import warnings
 from collections.abc import Set
 from typing import Any
 
 from prm_jax.sandbox.core import compare, values
+from prm_jax.sandbox.core.identifiers import BUILTIN_NAMES, Names, parse
 
-_BUILTIN_NAMES = frozenset(dir(builtins))
 _TRANSPARENT = frozenset(
     "set frozenset sorted list tuple dict len str repr int float round sum min max bool type "
     "bytes complex reversed".split()
@@ -30,14 +27,6 @@ _PREDICATES = frozenset(
     for kind in (str, bytes, list, tuple, dict, set, frozenset, int, float)
     for name in dir(kind)
 )
-_MODULES = {name: name for name in sys.stdlib_module_names} | {"np": "numpy", "numpy": "numpy"}
-# Names that tests use as if they were built in, for the program imports them. A program that puts
-# something of its own in their place could make `f(2) == Fraction(1, 2)` true.
-_WELL_KNOWN = {
-    "Counter": "collections", "OrderedDict": "collections", "defaultdict": "collections",
-    "deque": "collections", "namedtuple": "collections", "Decimal": "decimal",
-    "Fraction": "fractions", "isclose": "math", "date": "datetime", "timedelta": "datetime",
-}  # fmt: skip
 _ORDERINGS = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
 }  # fmt: skip
@@ -80,31 +69,29 @@ class NotSplit(Exception):
     """The statement cannot be decided from values alone."""
 
 
-def parse(code: str, mode: str = "exec") -> Any:
-    """`ast.parse` without what Python has to say about escapes such as "\\w"."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ast.parse(code, mode=mode)
-
-
-def split(statements: list[str], setup: str = "") -> tuple[list[str], list[Condition]]:
+def split(statements: list[str], setup: str = "") -> tuple[list[ast.expr], list[Condition]]:
     """Expressions for the child, and for each statement the condition on their values.
 
     Raises NotSplit, and SyntaxError for what is not Python.
     """
-    code = "\n".join([setup, *statements])
-    own = _bound_names(parse(setup)) | sources(code).keys()
-    splitter = _Splitter(own, asks_builtins=set(free_names(code)) <= own)
-    conditions = []
+    tests = []
     for statement in statements:
         body = parse(statement.strip()).body
         if len(body) != 1 or not isinstance(body[0], ast.Assert):
             raise NotSplit(statement)
-        conditions.append(tuple(splitter.condition(body[0].test)))
+        tests.append(body[0].test)
+    return _split(tests, parse(setup))
+
+
+def _split(tests: list[ast.expr], setup: ast.Module) -> tuple[list[ast.expr], list[Condition]]:
+    names = Names.of(setup, *tests)
+    own = Names.of(setup).bound | names.sources().keys()
+    splitter = _Splitter(own, asks_builtins=names.free() <= own)
+    conditions = [tuple(splitter.condition(test)) for test in tests]
     return splitter.expressions, conditions
 
 
-def split_check(code: str, entry_point: str) -> tuple[list[str], list[Condition]]:
+def split_check(code: str, entry_point: str) -> tuple[list[ast.expr], list[Condition]]:
     """The same for code whose `check(candidate)` is nothing but asserts: one condition in all.
 
     Raises NotSplit, and SyntaxError for what is not Python.
@@ -119,20 +106,20 @@ def split_check(code: str, entry_point: str) -> tuple[list[str], list[Condition]
     if len(check.args.args) != 1:
         raise NotSplit("more than a candidate")
     candidate = _Candidate(check.args.args[0].arg, parse(entry_point, mode="eval").body)
-    statements = []
+    tests = []
     for node in check.body:
         match node:
             case ast.Assert(test=ast.Constant(value=value)) if value:
                 continue
             case ast.Assert(test=test):
-                statements.append(f"assert {ast.unparse(candidate.visit(test))}")
+                tests.append(candidate.visit(test))
             case ast.Pass() | ast.Expr(value=ast.Constant()):
                 continue
             case _:
                 raise NotSplit(ast.unparse(node))
-    if not statements:
+    if not tests:
         raise NotSplit("no asserts")
-    expressions, conditions = split(statements, "\n".join(map(ast.unparse, others)))
+    expressions, conditions = _split(tests, ast.Module(others, []))
     return expressions, [tuple(part for condition in conditions for part in condition)]
 
 
@@ -162,7 +149,7 @@ class _Splitter:
         self._asks_builtins = asks_builtins  # the tests name nothing else of the program
         self._left = _MAX_LITERAL_BYTES  # for all literals together
         self._own = own  # names that are not the program's: of the set-up, of modules
-        self.expressions: list[str] = []
+        self.expressions: list[ast.expr] = []
 
     def condition(self, test: ast.expr) -> list[Comparison | Truth]:
         if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
@@ -197,7 +184,7 @@ class _Splitter:
     def _computed(self, node: ast.expr) -> Computed:
         if not self._direct(node):
             raise NotSplit(ast.unparse(node))
-        self.expressions.append(ast.unparse(node))
+        self.expressions.append(node)
         return Computed(len(self.expressions) - 1)
 
     def _direct(self, node: ast.expr) -> bool:
@@ -207,8 +194,8 @@ class _Splitter:
                 return self._of_program(name)
             case ast.Call(func=ast.Name(id=name)) if self._of_program(name):
                 return name not in _CHECKERS
-            case ast.Call(func=ast.Name(id=name)) if name in _BUILTIN_NAMES:
-                if not any(self._of_program(n.id) for n in _names(node)):
+            case ast.Call(func=ast.Name(id=name)) if name in BUILTIN_NAMES:
+                if not any(map(self._of_program, Names.of(node).used)):
                     # perhaps the program has a function of this name
                     return self._asks_builtins and name not in _EVALUATORS
                 keys = all(isinstance(k.value, ast.Lambda | ast.Constant) for k in node.keywords)
@@ -233,7 +220,7 @@ class _Splitter:
         return any(direct) and all(isinstance(item, ast.Constant) for item in others)
 
     def _of_program(self, name: str) -> bool:
-        return name not in _BUILTIN_NAMES and name not in self._own
+        return name not in BUILTIN_NAMES and name not in self._own
 
 
 def literal(node: ast.expr) -> Any:
@@ -262,7 +249,7 @@ def literal(node: ast.expr) -> Any:
             return _container(_CONTAINERS[name], [literal(arg) for arg in args])
         case ast.Attribute(value=ast.Name(id="math"), attr=attribute) if attribute in _CONSTANTS:
             return getattr(math, attribute)
-    raise ValueError(f"no literal: {ast.unparse(node)[:100]}")
+    raise ValueError(f"no literal: {type(node).__name__}")
 
 
 _CONSTANTS = ("pi", "e", "tau", "inf", "nan")
@@ -299,55 +286,6 @@ def _arithmetic(op: type[ast.operator], left: Any, right: Any) -> Any:
         if right > 0 and left.bit_length() * right > _MAX_POWER_BITS:
             raise ValueError("literal too large")
     return _BINARY[op](left, right)
-
-
-def _names(node: ast.AST) -> list[ast.Name]:
-    return [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-
-
-def _bound_names(tree: ast.AST) -> frozenset[str]:
-    """Every name that is assigned, imported, defined or a parameter anywhere in the code."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
-                names.add(name)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                names.add(name)
-            case ast.ClassDef(name=name) | ast.ExceptHandler(name=str(name)):
-                names.add(name)
-            case ast.arg(arg=name):
-                names.add(name)
-            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                names.update((a.asname or a.name).split(".")[0] for a in aliases)
-    return frozenset(names)
-
-
-def free_names(code: str) -> list[str]:
-    """Names that test code uses and does not bind: functions of the program, modules."""
-    tree = parse(code)
-    bound = _bound_names(tree) | _BUILTIN_NAMES
-    return sorted({n.id for n in _names(tree)} - bound)
-
-
-def sources(code: str) -> dict[str, tuple[str, str]]:
-    """The free names of test code that are no business of the program: (module, attribute).
-
-    The attribute is "" for a module. A name that is called is no module. Where the tests name
-    nothing else, they ask the program for what is well known.
-    """
-    called = {
-        node.func.id
-        for node in ast.walk(parse(code))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    names = free_names(code)
-    found = {n: (_MODULES[n], "") for n in names if n in _MODULES and n not in called}
-    if "datetime" in names and "datetime" in called:
-        found["datetime"] = ("datetime", "datetime")
-    if any(n not in found and n not in _WELL_KNOWN for n in names):
-        found |= {n: (_WELL_KNOWN[n], n) for n in names if n in _WELL_KNOWN}
-    return found
 
 
 def _holds(part: Comparison | Truth, results: list[Any], tolerance: float) -> bool:

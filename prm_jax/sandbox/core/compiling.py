@@ -8,24 +8,28 @@ import marshal
 import types
 import warnings
 
-from prm_jax.sandbox.core.asserts import parse
+from prm_jax.sandbox.core.identifiers import nodes, parse
 
 _MAX_CODE_BYTES = 1 << 18  # of one piece of test code, compiled
 
 
-def compiled(code: str, name: str, mode: str) -> types.CodeType | str:
-    """`compile` without such warnings, or the code as it is where compiling has no good bound.
+def compiled(code: str | ast.expr, name: str) -> types.CodeType | str:
+    """Statements or an expression, compiled; or as text where compiling has no good bound.
 
     Such code is for the child to compile, under the limits of the program. Raises SyntaxError,
     ValueError and others.
     """
-    tree = parse(code, mode)
-    if any(map(_multiplies, ast.walk(tree))):
-        return code
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = compile(tree, name, mode)
-    return made if len(marshal.dumps(made)) <= _MAX_CODE_BYTES else code
+    if isinstance(code, str):
+        tree, mode = parse(code), "exec"
+    else:
+        tree, mode = ast.Expression(code), "eval"
+    if not any(map(_multiplies, nodes(tree))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Python has to say about escapes
+            made = compile(tree, name, mode)
+        if len(marshal.dumps(made)) <= _MAX_CODE_BYTES:
+            return made
+    return code if isinstance(code, str) else ast.unparse(code)
 
 
 def _multiplies(node: ast.AST) -> bool:

@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Generator
 from typing import Any
 
-from prm_jax.sandbox.core import asserts, compare, frames, values
+from prm_jax.sandbox.core import asserts, compare, frames, identifiers, values
 from prm_jax.sandbox.core.compiling import compiled
 
 Verdict = dict[str, Any]
@@ -136,14 +136,14 @@ def _call_plan(setup: str, *statements: str) -> _Plan:
         raise BadTests("there are no tests: a program cannot pass or fail")
     numpy = any(_NUMPY.search(text) for text in (setup, *statements))
     try:
-        before = compiled(setup, "<setup>", "exec") if setup else None
+        before = compiled(setup, "<setup>") if setup else None
         try:
             expressions, conditions = asserts.split(list(statements), setup)
         except asserts.NotSplit:
             names = _names("\n".join([setup, *statements]))
-            tests = [compiled(s, "<tests>", "exec") for s in statements]
+            tests = [compiled(s, "<tests>") for s in statements]
             return _Plan(before, [], None, tests, names, False, numpy)
-        codes = [compiled(e, "<test>", "eval") for e in expressions]
+        codes = [compiled(e, "<test>") for e in expressions]
         return _Plan(before, codes, conditions, [], {}, False, numpy)
     except _UNREADABLE as error:
         raise BadTests(f"the tests cannot be read: {error}") from error
@@ -160,12 +160,12 @@ def _check_plan(code: str, entry_point: str) -> _Plan:
     numpy = bool(_NUMPY.search(code))
     try:
         expressions, conditions = asserts.split_check(code, entry_point)
-        codes = [compiled(e, "<test>", "eval") for e in expressions]
+        codes = [compiled(e, "<test>") for e in expressions]
         return _Plan(None, codes, conditions, [], {}, True, numpy)
     except (asserts.NotSplit, *_UNREADABLE):
         pass
     try:
-        tests = [compiled(test, "<tests>", "exec")]
+        tests = [compiled(test, "<tests>")]
     except _UNREADABLE as error:
         raise BadTests(f"the tests cannot be read: {error}") from error
     return _Plan(None, [], None, tests, names, True, numpy)
@@ -174,7 +174,7 @@ def _check_plan(code: str, entry_point: str) -> _Plan:
 def _names(code: str) -> dict[str, Any]:
     """For each free name: an expression for the program, or the (module, attribute) it means."""
     try:
-        return {name: name for name in asserts.free_names(code)} | asserts.sources(code)
+        return {name: name for name in identifiers.free_names(code)} | identifiers.sources(code)
     except _UNREADABLE as error:
         raise BadTests(f"the tests cannot be read: {error}") from error
 

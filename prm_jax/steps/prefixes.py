@@ -1,0 +1,205 @@
+"""Many completions of prefixes of known responses, which are read once for all of their prefixes.
+
+What a decoder-only model computes for a token depends on the tokens before it alone. So the keys
+and values of a whole response serve every prefix of it: a binary search over its lines reads it
+once, and each probe costs the tokens that are sampled.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int
+
+from prm_jax import hosts
+from prm_jax.model.attention import KeyValue
+from prm_jax.model.heads import PolicyModel
+from prm_jax.rl.stops import StopTable
+from prm_jax.sharding import abstract_params, batch_sharding, batch_shards, constrain, replicated
+from prm_jax.steps.decode import Completions, Queue
+from prm_jax.steps.sample import Choice, complete, of_vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A prefix to complete: prompt and kept tokens, and what its place is to be read with.
+
+    `numbers` name the event: the same numbers, and the same seed, draw the same completions in
+    whatever company. `whole` begins with the prefix, or with all of it but its end.
+    """
+
+    place: int  # in 0 .. PrefixCompleter.places
+    prefix: Sequence[int]
+    whole: Sequence[int]
+    budget: int  # new tokens, at most completion_tokens
+    numbers: tuple[int, int, int]
+    stop_state: int = 0
+
+
+class PrefixCompleter:
+    """Samples `samples` completions of each prefix asked for, at most `rows` rows at once.
+
+    It holds the keys and values of `places` responses of at most `width` tokens with their prompts.
+    A place is read again when it is asked about tokens that it does not hold.
+    """
+
+    def __init__(
+        self,
+        model: PolicyModel,
+        mesh: Mesh,
+        key: jax.Array,
+        *,
+        places: int,
+        width: int,
+        completion_tokens: int,
+        samples: int,
+        rows: int,
+        choice: Choice,
+        eos_ids: Sequence[int],
+        stops: StopTable | None = None,
+    ):
+        shards = batch_shards(mesh)
+        self.places = -(-places // shards) * shards
+        self._mesh, self._key, self._width, self._pad = mesh, key, width, model.pad_id
+        self._at_once = -(-max(1, self.places // 4) // shards) * shards
+        self._table = None
+        if stops is not None and stops.strings:
+            self._table = hosts.place(of_vocabulary(stops, model.vocab_size), replicated(mesh))
+        over, everywhere = batch_sharding(mesh), replicated(mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
+        self._empty = jax.jit(functools.partial(_empty, model, self.places, width))
+        self._read = jax.jit(
+            functools.partial(_read, model),
+            in_shardings=(shardings, None, everywhere, over, over),
+            donate_argnums=1,
+        )
+        sample = functools.partial(
+            complete,
+            model,
+            samples=samples,
+            rows=rows,
+            shards=shards,
+            choice=choice,
+            eos_ids=eos_ids,
+        )
+
+        def run(params, key_values, known, last, budget, key, numbers, stop_state, table):
+            def draws(numbers: Array) -> Array:
+                of_prefix = functools.reduce(jax.random.fold_in, numbers, key)
+                return jax.random.uniform(of_prefix, (samples, completion_tokens))
+
+            queue = Queue(
+                key_values,
+                visible=jnp.arange(width) < known[:, None],
+                last=last,
+                limit=jnp.minimum(budget, completion_tokens),
+                stop_state=stop_state,
+                uniforms=jax.vmap(draws)(numbers).reshape(-1, completion_tokens),
+            )
+            return sample(params, queue, table)
+
+        self._sample = jax.jit(
+            run,
+            in_shardings=(shardings, None, over, over, over, None, over, over, everywhere),
+            out_shardings=over,
+        )
+        self._forget()
+
+    def _forget(self) -> None:
+        self._params: Any = None
+        self._key_values: Any = None
+        self._held: list[tuple[int, ...]] = [()] * self.places
+
+    def use(self, params: Any) -> None:
+        """The policy that completes from here on; what another one read is forgotten."""
+        self._forget()
+        self._params = params
+        with jax.set_mesh(self._mesh):
+            self._key_values = self._empty()
+
+    def complete(self, asked: Sequence[Asked]) -> list[list[tuple[int, ...]]]:
+        """The new tokens of each completion, an EOS included, for each prefix asked for.
+
+        Raises ValueError for a place asked for twice or a text that is too long.
+        """
+        places = [a.place for a in asked]
+        if len(set(places)) < len(places):
+            raise ValueError(f"places = {places} is not allowed: one prefix for each place")
+        known, last, budget, stop_state = (np.zeros(self.places, np.int32) for _ in range(4))
+        numbers = np.zeros((self.places, 3), np.uint32)
+        for a in asked:
+            known[a.place], last[a.place] = len(a.prefix) - 1, a.prefix[-1]
+            budget[a.place], stop_state[a.place] = a.budget, a.stop_state
+            numbers[a.place] = a.numbers
+        rows = (known, last, budget, numbers, None if self._table is None else stop_state)
+        known, last, budget, numbers, stop_state = hosts.place(rows, batch_sharding(self._mesh))
+        with jax.set_mesh(self._mesh):
+            self._read_missing(asked)
+            found = self._sample(
+                self._params, self._key_values, known, last, budget, self._key, numbers,
+                stop_state, self._table,
+            )  # fmt: skip
+        return self._rows(found, places)
+
+    def _read_missing(self, asked: Sequence[Asked]) -> None:
+        missing: dict[int, tuple[int, ...]] = {}
+        for a in asked:
+            before = tuple(a.prefix[:-1])
+            if self._held[a.place][: len(before)] != before:
+                whole = tuple(a.whole)
+                missing[a.place] = whole if whole[: len(before)] == before else before
+        todo = sorted(missing, key=lambda place: len(missing[place]))
+        for start in range(0, len(todo), self._at_once):
+            part = todo[start : start + self._at_once]
+            # Beyond the last place nothing is written.
+            places = np.full(self._at_once, self.places, np.int32)
+            tokens = np.full((self._at_once, self._width), self._pad, np.int32)
+            lengths = np.zeros(self._at_once, np.int32)
+            for row, place in enumerate(part):
+                text = missing[place]
+                if len(text) > self._width:
+                    raise ValueError(f"{len(text)} tokens are more than width = {self._width}")
+                places[row], lengths[row] = place, len(text)
+                tokens[row, : len(text)] = text
+                self._held[place] = text
+            valid = np.arange(self._width) < lengths[:, None]
+            tokens, valid = hosts.place((tokens, valid), batch_sharding(self._mesh))
+            places = hosts.place(places, replicated(self._mesh))
+            self._key_values = self._read(self._params, self._key_values, places, tokens, valid)
+
+    def _rows(self, found: Completions, places: list[int]) -> list[list[tuple[int, ...]]]:
+        tokens, length = hosts.whole(found.tokens), hosts.whole(found.length)
+        samples = len(length) // self.places
+        rows = [range(place * samples, (place + 1) * samples) for place in places]
+        return [[tuple(tokens[i, : length[i]].tolist()) for i in row] for row in rows]
+
+
+def _empty(model: PolicyModel, places: int, width: int) -> tuple[KeyValue, ...]:
+    c = model.config
+    zeros = jnp.zeros((places, c.kv_heads, width, c.head_dim), c.dtype)
+    zeros = constrain(zeros, "batch", "kv_heads", "time", "head_dim")
+    return ((zeros, zeros),) * c.layers
+
+
+def _read(
+    model: PolicyModel,
+    params: Any,
+    key_values: tuple[KeyValue, ...],
+    places: Int[Array, "N"],
+    tokens: Int[Array, "N P"],
+    valid: Bool[Array, "N P"],
+) -> tuple[KeyValue, ...]:
+    """The bank of keys and values with those of the tokens at their places."""
+    first = tokens.shape[1] - 1  # the hidden states are of no use: compute no more than one
+    _, new = model.apply({"params": params}, tokens, valid, first=first, method="hidden")
+
+    def placed(bank: Array, values: Array) -> Array:
+        bank = bank.at[places].set(values, mode="drop")
+        return constrain(bank, "batch", "kv_heads", "time", "head_dim")
+
+    return jax.tree.map(placed, key_values, tuple(new))

@@ -49,15 +49,27 @@ def results(workdir: Path) -> dict:
 def assert_same_numbers(ours: list[dict], theirs: list[dict]) -> None:
     """To float32 rounding; every step is logged once."""
     assert [(m["stage"], m["step"]) for m in ours] == [(m["stage"], m["step"]) for m in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys() == other.keys()
-        for name in one.keys() - {"stage"}:
-            assert one[name] == pytest.approx(other[name], rel=2e-5, abs=1e-6), (one, other, name)
+    assert_close(ours, theirs)
+
+
+def assert_close(ours, theirs) -> None:
+    match ours:
+        case dict():
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                assert_close(ours[name], theirs[name])
+        case list():
+            for one, other in zip(ours, theirs, strict=True):
+                assert_close(one, other)
+        case float():
+            assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-6)
+        case _:
+            assert ours == theirs
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
     assert_same_numbers(metrics(ours), metrics(theirs))
-    assert results(ours) == results(theirs)
+    assert_close(results(ours), results(theirs))
     for file in ("label/labels.jsonl", "evaluate/sft.jsonl", "evaluate/rl_prm.jsonl"):
         assert (ours / file).read_text() == (theirs / file).read_text()
     rates = [m["rollout/pass_rate"] for m in metrics(theirs) if m["stage"] == "rl"]

@@ -61,6 +61,7 @@ READ_FIRST_BY = {
     "ppo": "rl",
     "label": "rl",  # how many checkpoints to keep
     "device_batch": "label",
+    "decode_rows": "rl",
     "prm": "prm",
     "dense": "rl_prm",
     "value_init": "rl_prm",

@@ -104,6 +104,14 @@ def test_a_loop_that_ends_when_its_data_say_so_counts_at_its_most():
     cost = cost_of(text, MESH, most_trips=20)
     assert cost.cycles == 20 * (100 + 4 * (10 + 7)) + 1000 + 50
     assert cost.unbounded == 1
+    # One around another counts once: the trips of the inner one are those of all its turns.
+    text = text.replace(
+        "ROOT %less = pred[]{:T(512)} compare(%i, %n), direction=LT",
+        "ROOT %going = pred[]{:T(512)} get-tuple-element(%p), index=1",
+    )
+    cost = cost_of(text, MESH, most_trips=20)
+    assert cost.cycles == 1 * (100 + 20 * (10 + 7)) + 1000 + 50
+    assert cost.unbounded == 2
 
 
 def one_line(line: str) -> str:
@@ -221,6 +229,11 @@ def test_loops_branches_and_recomputation_count_as_they_run():
 
     assert counted(until, (4, 4), most_trips=9) == 9 * 2 * 4**3
 
+    def around(a):  # the trips of the inner loop are those of all its turns together
+        return jax.lax.while_loop(lambda x: x.min() > 0, lambda x: until(x) @ x, a)
+
+    assert counted(around, (4, 4), most_trips=9) == (9 + 1) * 2 * 4**3
+
     def either(a):
         return jax.lax.cond(a[0, 0] > 0, lambda: a @ (a @ a), lambda: a @ a)
 
@@ -277,6 +290,8 @@ def test_a_run_has_all_its_programs_and_each_can_be_lowered():
         "ppo/experience",
         "ppo/policy_update",
         "ppo/critic_update",
+        "label/respond",
+        "label/read",
         "label/sample",
     ]
     with jax.set_mesh(mesh):

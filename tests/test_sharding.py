@@ -28,6 +28,7 @@ from prm_jax.sharding import (
     partition_spec,
     replicated,
 )
+from prm_jax.steps import sample
 from prm_jax.steps.sample import make_sampler
 
 CONFIG = ModelConfig(
@@ -239,10 +240,11 @@ def batch():
 
 
 @functools.cache
-def sampled(name):
+def sampled(name, rows=None):
     run = make_sampler(
-        POLICY, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0, eos_ids=(1,)
-    )
+        POLICY, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0,
+        eos_ids=(1,), rows=rows,
+    )  # fmt: skip
     return run(params(name), *batch(), jax.random.key(1))
 
 
@@ -262,9 +264,12 @@ def scored(name):
         return program(params(name), np.asarray(one.tokens), np.asarray(one.valid))
 
 
-@pytest.mark.parametrize("name", ["fsdp", "mixed"])
-def test_eight_devices_sample_what_one_does(name):
-    one, many = sampled("one"), sampled(name)
+@pytest.mark.parametrize(("name", "rows"), [("fsdp", None), ("mixed", None), ("mixed", 4)])
+@pytest.mark.parametrize("read_tokens", [1 << 13, 1])
+def test_eight_devices_sample_what_one_does(name, rows, read_tokens, monkeypatch):
+    """With fewer rows than completions, and reading one prompt at a time, as well."""
+    monkeypatch.setattr(sample, "READ_TOKENS", read_tokens)
+    one, many = sampled("one"), sampled.__wrapped__(name, rows)
     for field in ("tokens", "valid", "completion_mask"):
         np.testing.assert_array_equal(getattr(one, field), getattr(many, field))
     np.testing.assert_allclose(one.logp, many.logp, atol=1e-5)

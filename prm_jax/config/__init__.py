@@ -63,8 +63,11 @@ class Config(Section):
     max_completion_tokens: int = 68
     """C: a response is cut off after this many tokens."""
     device_batch: int = 256
-    """Responses that are sampled at once, or scored by the PRM, outside of PPO's rollouts: fewer
+    """Responses to read at once outside of PPO's rollouts, for sampling or the PRM's scores: fewer
     need less memory."""
+    decode_rows: int = 32
+    """Responses that are being written at once, in PPO's rollouts too: one that ends makes room for
+    the next. A CPU is at its best with few rows, an accelerator with as many as fit."""
     problems: ProblemsConfig = ProblemsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     prompts: PromptsConfig = PromptsConfig()
@@ -79,7 +82,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self):
-        self._positive("max_prompt_tokens", "max_completion_tokens", "device_batch")
+        self._positive("max_prompt_tokens", "max_completion_tokens", "device_batch", "decode_rows")
         self._not_negative("seed")
         bound = self.ppo.gamma ** (self.max_completion_tokens - 1)
         weights = self.dense.advantage_of_failing(max_lines=self.max_completion_tokens)

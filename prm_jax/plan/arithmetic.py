@@ -13,8 +13,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def flops(jaxpr: Any, *, most_trips: int = 1) -> float:
     """2 x multiply-adds of all products in a jaxpr, over all chips, each as often as it runs.
 
-    A loop that ends when its data say so counts as `most_trips`; of branches the costliest. A
-    kernel counts as what it says of itself.
+    A loop that ends when its data say so counts as `most_trips`, and one around it once; of
+    branches the costliest. A kernel counts as what it says of itself.
     """
     return sum(_of_equation(eqn, most_trips) for eqn in jaxpr.eqns)
 
@@ -27,7 +27,8 @@ def _of_equation(eqn: Any, most: int) -> float:
         case "scan":
             return params["length"] * flops(params["jaxpr"].jaxpr, most_trips=most)
         case "while":
-            return most * flops(params["body_jaxpr"].jaxpr, most_trips=most)
+            body = params["body_jaxpr"].jaxpr
+            return (1 if _has_loop(body) else most) * flops(body, most_trips=most)
         case "cond":
             return max(flops(branch.jaxpr, most_trips=most) for branch in params["branches"])
         case "shard_map":
@@ -39,6 +40,14 @@ def _of_equation(eqn: Any, most: int) -> float:
     inner = [x for value in params.values() for x in _jaxprs(value)]
     # custom_vjp carries its rules as functions, and only what it computes as a jaxpr.
     return sum(flops(x, most_trips=most) for x in inner)
+
+
+def _has_loop(jaxpr: Any) -> bool:
+    return any(
+        eqn.primitive.name == "while"
+        or any(_has_loop(x) for value in eqn.params.values() for x in _jaxprs(value))
+        for eqn in jaxpr.eqns
+    )
 
 
 def _jaxprs(value: Any) -> list[Any]:

@@ -39,10 +39,10 @@ class HLOError(ValueError):
 def cost_of(text: str, mesh: Mapping[str, int], *, most_trips: int = 1) -> Cost:
     """Cycles and bytes of a program that was compiled for a mesh of these axes, in this order.
 
-    A loop that runs until its data say so counts as `most_trips`. Cycles are the compiler's
-    estimates, which leave out collectives and kernels that are not XLA's own. A collective counts
-    as what each chip sends on a ring: all-gather and reduce-scatter (n - 1) / n of the larger side,
-    all-reduce twice that, collective-permute its operand.
+    A loop that runs until its data say so counts as `most_trips`, and one around it once. Cycles
+    are the compiler's estimates, which leave out collectives and kernels that are not XLA's own. A
+    collective counts as what each chip sends on a ring: all-gather and reduce-scatter (n - 1) / n
+    of the larger side, all-reduce twice that, collective-permute its operand.
 
     Raises HLOError if the text has no entry computation, or groups of chips that are no axes.
     """
@@ -80,8 +80,9 @@ class _Counter:
                     line, lines, *(self._computations.get(name, []) for name in loop.groups())
                 )
                 unbounded += trips is None
-                trips = self._most_trips if trips is None else trips
                 body = self.cost(loop[2])
+                if trips is None:
+                    trips = 1 if body.unbounded else self._most_trips
                 cycles += trips * body.cycles
                 unbounded += body.unbounded
                 for axis, n in body.moved.items():

@@ -12,17 +12,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from prm_jax.config import Config, ConfigError
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.linear import as_computed
 from prm_jax.model.lora import join, split_trainable
-from prm_jax.sharding import abstract_params, batch_sharding, batch_shards, replicated
+from prm_jax.sharding import (
+    ACTIVATION_RULES,
+    abstract_params,
+    batch_sharding,
+    batch_shards,
+    partition_spec,
+    replicated,
+)
+from prm_jax.stages.probing import probe_sizes
 from prm_jax.steps.experience import make_experience, make_score
 from prm_jax.steps.ppo import make_critic_update, make_policy_update
+from prm_jax.steps.prefixes import prefix_programs
 from prm_jax.steps.prm import make_prm_step
-from prm_jax.steps.sample import sampling_program
+from prm_jax.steps.sample import Choice, sampling_program
 from prm_jax.steps.sft import make_sft_step
 from prm_jax.steps.state import abstract_state, adam, adamw_cosine
 from prm_jax.types import LabelBatch, PPOBatch, Rollout, Samples, TokenBatch
@@ -107,6 +116,12 @@ class _Parts:
         """A batch's array: rows over the devices."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
 
+    def bank(self, dtype: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        """Keys or values of prefixes, `[places, kv_heads, P, head_dim]`."""
+        names = ("batch", "kv_heads", "time", "head_dim")
+        spec = partition_spec(names, shape, ACTIVATION_RULES, self.mesh, "keys and values")
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
+
     def key(self) -> jax.ShapeDtypeStruct:
         key = jax.eval_shape(lambda: jax.random.key(0))
         return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(self.mesh))
@@ -178,6 +193,7 @@ def _sampler(parts: _Parts, name: str, params: Any, prompts: int, samples: int, 
         parts.mesh,
         completion_tokens=config.max_completion_tokens,
         samples_per_prompt=samples,
+        rows=config.decode_rows,
         temperature=1.0,
         eos_ids=parts.eos_ids,
     )
@@ -190,7 +206,8 @@ def _sampler(parts: _Parts, name: str, params: Any, prompts: int, samples: int, 
         None,
         None,
     )
-    return Program(name, function, arguments, kept, mend, config.max_completion_tokens)
+    steps = _most_steps(prompts * samples, config.decode_rows, config)
+    return Program(name, function, arguments, kept, mend, steps)
 
 
 def _ppo(parts: _Parts) -> Iterator[Program]:
@@ -301,19 +318,51 @@ def _ppo(parts: _Parts) -> Iterator[Program]:
 
 
 def _sample(parts: _Parts) -> Iterator[Program]:
-    """Sampling outside of PPO: what labels probe with."""
-    samples = parts.config.label.wave
+    """Sampling outside of PPO: responses, and the label search's completions of prefixes."""
+    config = parts.config
+    answers = config.label.responses_per_prompt
     shards = batch_shards(parts.mesh)
-    prompts = -(-max(1, parts.config.device_batch // samples) // shards) * shards
-    yield _sampler(
-        parts,
-        "label/sample",
-        parts.policy_params,
-        prompts,
-        samples,
-        {},
-        "lower device_batch or max_completion_tokens, or split the model with mesh.tensor",
+    prompts = -(-max(1, config.device_batch // answers) // shards) * shards
+    smaller = "lower {} or max_completion_tokens, or split the model with mesh.tensor"
+    params, mend = parts.policy_params, smaller.format("device_batch")
+    yield _sampler(parts, "label/respond", params, prompts, answers, {}, mend)
+
+    asked = config.label.checkpoints * config.label.prompts * answers
+    made = prefix_programs(
+        parts.policy,
+        parts.mesh,
+        **probe_sizes(config, searches=asked, longest=parts.tokens),
+        choice=Choice(1.0),
+        eos_ids=parts.eos_ids,
     )
+    with jax.set_mesh(parts.mesh):
+        bank = jax.eval_shape(made.empty)
+    rows = functools.partial(parts.array, jnp.int32)
+    bank = jax.tree.map(lambda x: parts.bank(x.dtype, x.shape), bank)
+    tokens = made.at_once, bank[0][0].shape[2]
+    everywhere = jax.ShapeDtypeStruct((made.at_once,), jnp.int32, sharding=replicated(parts.mesh))
+    yield Program(
+        "label/read",
+        made.read,
+        (params, bank, everywhere, rows(*tokens), parts.array(jnp.bool, *tokens)),
+        {},
+        smaller.format("decode_rows"),
+    )
+    numbers = parts.array(jnp.uint32, made.places, 3)
+    n = rows(made.places)
+    yield Program(
+        "label/sample",
+        made.sample,
+        (params, bank, n, n, n, parts.key(), numbers, None, None),
+        {},
+        smaller.format("decode_rows"),
+        _most_steps(made.places * config.label.wave, config.decode_rows, config),
+    )
+
+
+def _most_steps(completions: int, rows: int, config: Config) -> int:
+    """Of the loop that decodes, if every completion is as long as it may be."""
+    return -(-completions // min(rows, completions)) * config.max_completion_tokens
 
 
 def _fewer_activations(parts: _Parts, field: str, rows: int) -> str:

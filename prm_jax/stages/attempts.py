@@ -1,6 +1,6 @@
 """Sampling and judging in bulk: many responses to many problems, from a prompt or a prefix on.
 
-Work is cut into units of a few device batches each. A unit's programs are judged while the next
+Work is cut into units of one device batch each. A unit's programs are judged while the next
 unit is being sampled, and a finished unit is journaled: a kill loses at most the units in flight.
 """
 
@@ -24,7 +24,6 @@ from prm_jax.stages.run import Run
 from prm_jax.steps.sample import make_sampler
 from prm_jax.types import Problem, Samples, Verdict
 
-UNIT_BATCHES = 4  # device batches in a unit, between two entries of the journal
 _BLANKS = " \t\n"
 
 
@@ -143,15 +142,14 @@ class Sampling:
             run.mesh,
             completion_tokens=run.config.max_completion_tokens,
             samples_per_prompt=samples,
-            rows=run.config.device_batch,
+            rows=run.config.decode_rows,
             temperature=temperature,
             top_p=top_p,
             eos_ids=run.tokenizer.eos_ids,
             stops=run.stops,
         )
         self.seconds = 0.0  # spent on the units so far, also by a run that was killed since
-        # On any mesh. A unit of several batches ends with few rows that have nothing to do.
-        self._starts_per_unit = max(1, UNIT_BATCHES * run.config.device_batch // samples)
+        self._starts_per_unit = max(1, run.config.device_batch // samples)  # on any mesh
 
     def run(
         self,

@@ -131,6 +131,7 @@ def choose_config(choice: ModelChoice, judging: Judging | None = None) -> Config
         max_prompt_tokens=prompt,
         max_completion_tokens=completion,
         device_batch=batch,
+        decode_rows=min(batch, config.decode_rows),
         sandbox=sandbox,
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from prm_jax.config import Config
 from prm_jax.metrics import Progress
 from prm_jax.stages.attempts import Attempt, Judge, Judging, Memo, Start, as_rows, digest
 from prm_jax.stages.journal import Journal
@@ -53,24 +54,30 @@ class _Open:
         return self.judging is not None and all(one.settled for one in self.judging)
 
 
+def probe_sizes(config: Config, *, searches: int, longest: int) -> dict[str, int]:
+    """The sizes of a PrefixCompleter; `longest` is in tokens of a response with its prompt."""
+    groups = max(1, config.decode_rows // config.label.wave)
+    return {
+        "places": max(1, min(PLACES * groups, searches)),
+        "width": -(-longest // WIDTH_STEP) * WIDTH_STEP,
+        "completion_tokens": config.max_completion_tokens,
+        "samples": config.label.wave,
+        "rows": config.decode_rows,
+    }
+
+
 class Prober:
     """Runs searches to their ends; `longest` is the most tokens that a response and prompt have."""
 
     def __init__(self, run: Run, memo: Memo, *, searches: int, longest: int):
-        config = run.config
         self._run = run
         self._judge = Judge(run, memo)
-        groups = max(1, config.device_batch // config.label.wave)
         self._completer = PrefixCompleter(
             run.policy,
             run.mesh,
             run.key(Stream.PROBE),
-            places=max(1, min(PLACES * groups, searches)),
-            width=-(-longest // WIDTH_STEP) * WIDTH_STEP,
-            completion_tokens=config.max_completion_tokens,
-            samples=config.label.wave,
-            rows=config.device_batch,
-            choice=Choice(config.label.temperature),
+            **probe_sizes(run.config, searches=searches, longest=longest),
+            choice=Choice(run.config.label.temperature),
             eos_ids=run.tokenizer.eos_ids,
             stops=run.stops,
         )

@@ -259,6 +259,7 @@ class _Rollouts:
             run.mesh,
             completion_tokens=run.config.max_completion_tokens,
             samples_per_prompt=config.samples_per_prompt,
+            rows=run.config.decode_rows,
             temperature=config.temperature,
             eos_ids=run.tokenizer.eos_ids,
             stops=run.stops,

@@ -8,7 +8,7 @@ once, and each probe costs the tokens that are sampled.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from prm_jax.model.heads import PolicyModel
 from prm_jax.rl.stops import StopTable
 from prm_jax.sharding import abstract_params, batch_sharding, batch_shards, constrain, replicated
 from prm_jax.steps.decode import Completions, Queue
-from prm_jax.steps.sample import Choice, complete, of_vocabulary
+from prm_jax.steps.sample import Choice, complete, of_vocabulary, read_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,51 +63,16 @@ class PrefixCompleter:
         eos_ids: Sequence[int],
         stops: StopTable | None = None,
     ):
-        shards = batch_shards(mesh)
-        self.places = -(-places // shards) * shards
+        programs = prefix_programs(
+            model, mesh, places=places, width=width, completion_tokens=completion_tokens,
+            samples=samples, rows=rows, choice=choice, eos_ids=eos_ids,
+        )  # fmt: skip
+        self.places, self._at_once = programs.places, programs.at_once
+        self._empty, self._read, self._sample = programs.empty, programs.read, programs.sample
         self._mesh, self._key, self._width, self._pad = mesh, key, width, model.pad_id
-        self._at_once = -(-max(1, self.places // 4) // shards) * shards
         self._table = None
         if stops is not None and stops.strings:
             self._table = hosts.place(of_vocabulary(stops, model.vocab_size), replicated(mesh))
-        over, everywhere = batch_sharding(mesh), replicated(mesh)
-        shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
-        self._empty = jax.jit(functools.partial(_empty, model, self.places, width))
-        self._read = jax.jit(
-            functools.partial(_read, model),
-            in_shardings=(shardings, None, everywhere, over, over),
-            donate_argnums=1,
-        )
-        sample = functools.partial(
-            complete,
-            model,
-            samples=samples,
-            rows=rows,
-            shards=shards,
-            choice=choice,
-            eos_ids=eos_ids,
-        )
-
-        def run(params, key_values, known, last, budget, key, numbers, stop_state, table):
-            def draws(numbers: Array) -> Array:
-                of_prefix = functools.reduce(jax.random.fold_in, numbers, key)
-                return jax.random.uniform(of_prefix, (samples, completion_tokens))
-
-            queue = Queue(
-                key_values,
-                visible=jnp.arange(width) < known[:, None],
-                last=last,
-                limit=jnp.minimum(budget, completion_tokens),
-                stop_state=stop_state,
-                uniforms=jax.vmap(draws)(numbers).reshape(-1, completion_tokens),
-            )
-            return sample(params, queue, table)
-
-        self._sample = jax.jit(
-            run,
-            in_shardings=(shardings, None, over, over, over, None, over, over, everywhere),
-            out_shardings=over,
-        )
         self._forget()
 
     def _forget(self) -> None:
@@ -179,6 +144,69 @@ class PrefixCompleter:
         return [[tuple(tokens[i, : length[i]].tolist()) for i in row] for row in rows]
 
 
+class PrefixPrograms(NamedTuple):
+    """What a PrefixCompleter runs, jitted, for `places` responses of which it reads `at_once`."""
+
+    places: int
+    at_once: int
+    empty: Any  # () -> bank of keys and values
+    read: Any  # (params, bank, places [N], tokens [N, P], valid [N, P]) -> bank
+    sample: Any  # (params, bank, known, last, budget [N], key, numbers [N, 3], stop state, table)
+
+
+def prefix_programs(
+    model: PolicyModel,
+    mesh: Mesh,
+    *,
+    places: int,
+    width: int,
+    completion_tokens: int,
+    samples: int,
+    rows: int,
+    choice: Choice,
+    eos_ids: Sequence[int],
+) -> PrefixPrograms:
+    """The programs for at least so many places, a multiple of the devices on data x fsdp."""
+    shards = batch_shards(mesh)
+    places = -(-places // shards) * shards
+    over, everywhere = batch_sharding(mesh), replicated(mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
+
+    def sample(params, key_values, known, last, budget, key, numbers, stop_state, table):
+        def draws(numbers: Array) -> Array:
+            of_prefix = functools.reduce(jax.random.fold_in, numbers, key)
+            return jax.random.uniform(of_prefix, (samples, completion_tokens))
+
+        queue = Queue(
+            key_values,
+            visible=jnp.arange(width) < known[:, None],
+            last=last,
+            limit=jnp.minimum(budget, completion_tokens),
+            stop_state=stop_state,
+            uniforms=jax.vmap(draws)(numbers).reshape(-1, completion_tokens),
+        )
+        return complete(
+            model, params, queue, table,
+            samples=samples, rows=rows, shards=shards, choice=choice, eos_ids=eos_ids,
+        )  # fmt: skip
+
+    return PrefixPrograms(
+        places=places,
+        at_once=-(-max(1, places // 4) // shards) * shards,
+        empty=jax.jit(functools.partial(_empty, model, places, width)),
+        read=jax.jit(
+            functools.partial(_read, model, shards=shards),
+            in_shardings=(shardings, None, everywhere, over, over),
+            donate_argnums=1,
+        ),
+        sample=jax.jit(
+            sample,
+            in_shardings=(shardings, None, over, over, over, None, over, over, everywhere),
+            out_shardings=over,
+        ),
+    )
+
+
 def _empty(model: PolicyModel, places: int, width: int) -> tuple[KeyValue, ...]:
     c = model.config
     zeros = jnp.zeros((places, c.kv_heads, width, c.head_dim), c.dtype)
@@ -193,13 +221,14 @@ def _read(
     places: Int[Array, "N"],
     tokens: Int[Array, "N P"],
     valid: Bool[Array, "N P"],
+    *,
+    shards: int,
 ) -> tuple[KeyValue, ...]:
     """The bank of keys and values with those of the tokens at their places."""
-    first = tokens.shape[1] - 1  # the hidden states are of no use: compute no more than one
-    _, new = model.apply({"params": params}, tokens, valid, first=first, method="hidden")
+    new = read_prompts(model, params, tokens, valid, shards)
 
     def placed(bank: Array, values: Array) -> Array:
         bank = bank.at[places].set(values, mode="drop")
         return constrain(bank, "batch", "kv_heads", "time", "head_dim")
 
-    return jax.tree.map(placed, key_values, tuple(new))
+    return jax.tree.map(placed, key_values, new)

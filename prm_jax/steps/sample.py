@@ -13,20 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from prm_jax import hosts
-from prm_jax.model.attention import Cache
+from prm_jax.model.attention import Cache, KeyValue
 from prm_jax.model.heads import PolicyModel
 from prm_jax.rl.stops import StopTable
 from prm_jax.sharding import (
     abstract_params,
     batch_sharding,
     batch_shards,
+    constrain,
     replicated,
 )
 from prm_jax.steps.decode import Completions, Queue, decode
 from prm_jax.types import Samples
+
+READ_TOKENS = 1 << 13  # of prompts that a device reads at once
 
 Sampler = Callable[..., Samples]  # its arguments are those of make_sampler's program
 
@@ -127,10 +130,9 @@ def sampling_program(
         table: Any,
     ) -> Samples:  # fmt: skip
         n, p = tokens.shape
-        apply: Any = functools.partial(model.apply, {"params": params})
-        _, key_values = apply(tokens, valid, first=p - 1, method="hidden")
+        shards = batch_shards(mesh)
         queue = Queue(
-            key_values,
+            read_prompts(model, params, tokens, valid, shards),
             visible=valid & (jnp.arange(p) < p - 1),
             last=tokens[:, -1],
             limit=jnp.minimum(budget, completion_tokens),
@@ -142,7 +144,7 @@ def sampling_program(
             model, params, queue, table,
             samples=samples_per_prompt,
             rows=rows or n * samples_per_prompt,
-            shards=batch_shards(mesh),
+            shards=shards,
             choice=choice,
             eos_ids=eos_ids,
         )  # fmt: skip
@@ -174,6 +176,41 @@ def sampling_program(
         ),
         out_shardings=over_rows,
     )
+
+
+def read_prompts(
+    model: PolicyModel,
+    params: Any,
+    tokens: Int[Array, "N P"],
+    valid: Bool[Array, "N P"],
+    shards: int,
+) -> tuple[KeyValue, ...]:
+    """Keys and values of prompts, a few prompts at a time if they are long.
+
+    Attention over all of them at once would need N x heads x P x P numbers.
+    """
+    n, p = tokens.shape[0] // shards, tokens.shape[1]
+    at_once = next(m for m in range(min(n, max(1, READ_TOKENS // p)), 0, -1) if n % m == 0)
+
+    def read(part: tuple[Array, Array]) -> tuple[KeyValue, ...]:
+        # The hidden states are of no use here: the last layer computes no more than one.
+        tokens, valid = (constrain(x, "batch", "time") for x in part)
+        apply: Any = functools.partial(model.apply, {"params": params})
+        return tuple(apply(tokens, valid, first=p - 1, method="hidden")[1])
+
+    if at_once == n:
+        return read((tokens, valid))
+
+    def parted(x: Array) -> Array:  # each part has rows of every shard
+        x = x.reshape(shards, n // at_once, at_once, *x.shape[1:])
+        return x.swapaxes(0, 1).reshape(n // at_once, shards * at_once, *x.shape[3:])
+
+    def joined(x: Array) -> Array:
+        x = x.reshape(n // at_once, shards, at_once, *x.shape[2:])
+        x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
+        return constrain(x, "batch", "kv_heads", "time", "head_dim")
+
+    return jax.tree.map(joined, jax.lax.map(read, (parted(tokens), parted(valid))))
 
 
 class Choice(NamedTuple):

@@ -4,15 +4,17 @@
 #     launch/run.sh demo --zone us-west4-a --bucket gs://my-bucket/a -- --config configs/tiny.py
 #
 # Starts `python -m prm_jax.train ARGUMENTS` on every worker, shows their logs together, each line
-# with its worker, and ends with the exit status of the worst. A spot slice that is taken away is
-# brought back (launch/recreate.sh), and the same command goes on from the bucket.
+# with its worker, and ends with the exit status of the worst. The hosts of a slice find each other.
+# A spot slice that is taken away is brought back (launch/recreate.sh), and the same command goes on
+# from the bucket.
 #
 # Ctrl-C stops the training (checkpoints stay). A lost connection or a closed laptop does not: the
 # same command joins the training again. The slice stays up, and costs money, until launch/delete.sh.
 #
-#   --bucket gs://BUCKET/RUN    where each worker mirrors its workdir, one folder per run; a spot slice
-#                           without it cannot go on after it was taken away
-#   --workdir WORKDIR       on the workers, in ~/prm_jax; default: runs/NAME
+#   --bucket gs://BUCKET/RUN    one folder per run: where a slice of one host mirrors its workdir, and
+#                           where that of several hosts lies; a spot slice without it cannot go on
+#                           after it was taken away
+#   --workdir WORKDIR       on the workers, in ~/prm_jax, or in the bucket; default: runs/NAME
 #   --sync-every SECONDS    between two uploads (and one at the end); default: 600
 #   --restarts N            how often to go on after a preemption, exit status 75 or a lost
 #                           connection; default: 20

@@ -1,7 +1,8 @@
 """Checkpoints through Orbax: sharded, asynchronous, atomic, and restored to any mesh.
 
 A stage keeps its whole training state (to resume) and, apart from it, the parameters that later
-stages read. A save that a kill cut short is never seen as a checkpoint.
+stages read. A save that a kill cut short is never seen as a checkpoint. Of several hosts each
+writes what it holds, into a folder that all of them see.
 """
 
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+
+from prm_jax import hosts
 
 
 class Checkpoints:
@@ -39,7 +42,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that can be restored, oldest first."""
-        return sorted(self._manager.all_steps())
+        return hosts.first(lambda: sorted(self._manager.all_steps()))
 
     def save(self, step: int, tree: Any) -> None:
         """Starts saving `tree` and returns; a step that is already there is left alone.

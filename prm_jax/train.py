@@ -24,7 +24,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from prm_jax import __version__
+from prm_jax import __version__, hosts
 from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.config_file import differences, load_config, read_config
 from prm_jax.metrics import MetricsLog, NonFiniteMetric, duration, say
@@ -151,7 +151,13 @@ def check_order(stages: Sequence[str], workdir: Path, config: Config) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keeps the workdir to this process; raises ConfigError if another one is at work in it."""
+    """Keeps the workdir to this run; raises ConfigError if another one is at work in it.
+
+    Of several hosts, the first one keeps it.
+    """
+    if hosts.index():
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,9 +222,9 @@ def run_stages(arguments: Arguments) -> None:
         raise ConfigError(
             f"--profile-steps = {arguments.profile_steps} is not allowed: it must be at least 0"
         )
-    check_order(stages, workdir, config)
+    hosts.first(lambda: check_order(stages, workdir, config))
     if stages == ["report"]:
-        say(f"report: open {write_report(workdir)}")
+        _report(workdir)
         return
     # The sandbox starts its processes first: JAX's threads must never be forked.
     with (
@@ -226,11 +232,15 @@ def run_stages(arguments: Arguments) -> None:
         Sandbox(jobs=config.sandbox.jobs, min_tier=config.sandbox.min_tier) as sandbox,
         MetricsLog(workdir, Profiler(workdir / "profile", arguments.profile_steps)) as log,
     ):
-        open_workdir(workdir, config)
+        hosts.first(lambda: open_workdir(workdir, config))
         say(f"prm_jax: {arguments.config_file} in {workdir}, seed {config.seed}")
         say(f"stages: {', '.join(stages)}")
         mesh = make_mesh(config.mesh)
-        say(f"sandbox tier {sandbox.tier}; {len(jax.devices())} device(s), mesh {dict(mesh.shape)}")
+        machines = f"{hosts.count()} hosts, " if hosts.count() > 1 else ""
+        say(
+            f"sandbox tier {sandbox.tier}; {machines}{len(jax.devices())} device(s), mesh "
+            f"{dict(mesh.shape)}"
+        )
         run = make_run(config, workdir, mesh, sandbox, log)
         check_fit(run)
         params = abstract_params(run.policy, mesh)
@@ -238,6 +248,7 @@ def run_stages(arguments: Arguments) -> None:
         say(f"policy: {sum(x.size for x in jax.tree.leaves(params)):,} parameters")
         with jax.set_mesh(mesh):
             for stage in stages:
+                hosts.check_stop()
                 _run_stage(stage, run)
 
 
@@ -260,26 +271,35 @@ def _run_stage(stage: str, run: Run) -> None:
         case "evaluate":
             evaluate(run)
         case "report":
-            say(f"report: open {write_report(run.workdir)}")
+            _report(run.workdir)
     say(f"{stage}: done in {duration(time.perf_counter() - begun_s)}")
+
+
+def _report(workdir: Path) -> None:
+    say(f"report: open {hosts.first(lambda: str(write_report(workdir)))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     settle_process()
     try:
-        run_stages(parse(sys.argv[1:] if argv is None else argv))
-    except (ConfigError, SandboxRefused, ShardingError, ReportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except NonFiniteMetric as error:
-        print(f"error: {error}\nlower the learning rate of that stage", file=sys.stderr)
-        return 1
-    except SandboxError as error:
-        print(f"error: {error}\nrun the same command again to go on", file=sys.stderr)
-        return 1
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        hosts.join()
+    except ConfigError as error:
+        return hosts.end(2, f"error: {error}")
+    with hosts.watched(), hosts.stoppable():
+        try:
+            run_stages(arguments)
+        except (ConfigError, SandboxRefused, ShardingError, ReportError) as error:
+            return hosts.end(2, f"error: {error}")
+        except KeyboardInterrupt:
+            return hosts.end(130, "interrupted: the same command goes on from the last checkpoint")
+        except hosts.Stopped:
+            say("stopped as asked: the same command goes on from here")
+            return hosts.TEMPORARY
+        except NonFiniteMetric as error:
+            return hosts.end(1, f"error: {error}\nlower the learning rate of that stage")
+        except SandboxError as error:
+            return hosts.end(1, f"error: {error}\nrun the same command again to go on")
     return 0
 
 

@@ -146,6 +146,20 @@ except KeyboardInterrupt:
 os._exit(status)
 """
 
+# A slice whose workers are the hosts of one run has a file `endpoints`.
+CURL = """#!/bin/sh
+case "$*" in
+*worker-network-endpoints*) cat "$WORLD/endpoints" 2>/dev/null || printf %s "$WORKER" ;;
+*agent-worker-number*) printf %s "$WORKER" ;;
+*) echo "$WORKER curl $*" >>"$WORLD/installed" ;;
+esac
+"""
+GCSFUSE = """#!/bin/sh
+echo "$WORKER $*" >>"$WORLD/mounted"
+while [ $# -gt 2 ]; do shift; done
+test -d "$WORLD/bucket/$1" && rmdir "$2" && ln -s "$WORLD/bucket/$1" "$2"
+"""
+
 # The image's python3: what worker/setup.sh asks of pip and uv.
 PYTHON3 = r"""
 import json, os, pathlib, sys
@@ -167,7 +181,9 @@ class World:
         (root / "bin").mkdir(parents=True)
         for name, text in (("gcloud", GCLOUD), ("train-python", PYTHON), ("python3", PYTHON3)):
             self._program(name, f"#!{sys.executable} -S\n{text}")
-        self._program("curl", '#!/bin/sh\nprintf %s "$WORKER"\n')
+        self._program("curl", CURL)
+        self._program("dpkg", '#!/bin/sh\necho "$WORKER dpkg $1 $3" >>"$WORLD/installed"\n')
+        self._program("mountpoint", '#!/bin/sh\ntest -L "$2"\n')
         # A small checkout, which is no git clone: quick to pack.
         shutil.copytree(LAUNCH, root / "checkout/launch")
         self.launch = root / "checkout/launch"
@@ -196,6 +212,12 @@ class World:
             shutil.copytree(LAUNCH, checkout / "launch")
             (checkout / ".venv/bin").mkdir(parents=True)
             shutil.copy(self.root / "bin/train-python", checkout / ".venv/bin/python")
+        return self
+
+    def of_one_run(self) -> "World":
+        """Its workers are the hosts of one run, and can mount buckets."""
+        (self.root / "endpoints").write_text("10.0.0.1,10.0.0.2")
+        self._program("gcsfuse", GCSFUSE)
         return self
 
     def start(self, script: str, *args: str) -> subprocess.Popen:

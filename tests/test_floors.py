@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "prm_jax"
 FLOORS = {
     "types": 0,
     "config": 0,
+    "hosts": 1,
     "config_file": 2,
     "rl": 1,
     "sharding": 2,

@@ -217,6 +217,51 @@ def test_every_worker_trains_with_the_words_as_given_and_its_lines_are_marked(wo
     assert not world.calls("create") and not world.calls("delete")
 
 
+def test_several_hosts_train_in_one_workdir_in_the_bucket(world):
+    world.up(READY).of_one_run().trainings([75, 0], [75, 0])
+    (world.root / "bucket/b").mkdir(parents=True)
+    told = world.run("run.sh", *DEMO, *BUCKET, "--workdir", "it's a dir", "--", *NASTY)
+    assert told.returncode == 0, told.stdout + told.stderr
+    for worker in (0, 1):
+        first, second = world.trained(worker)
+        mount = world.root / f"worker-{worker}/prm_jax_buckets/b"
+        workdir = str(mount / "run/it's a dir")
+        assert first["argv"] == ["-m", "prm_jax.train", "--workdir", workdir, *NASTY]
+        assert second["argv"] == first["argv"] and second["resumed"]
+    assert (world.root / "bucket/b/run/it's a dir/step").exists()
+    assert not list((world.root / "bucket").rglob("latest"))  # nothing is mirrored as well
+    mounted = (world.root / "mounted").read_text().splitlines()
+    assert len(mounted) == 2 and all("--metadata-cache-ttl-secs=0 b " in line for line in mounted)
+
+
+def test_several_hosts_are_refused_without_a_workdir_that_all_see(world):
+    world.up(READY, spot=False).of_one_run()
+    told = world.run("run.sh", *DEMO)
+    assert told.returncode == 2 and "--workdir = 'runs/demo' is a folder of each" in told.stdout
+    told = world.run("run.sh", *DEMO, "--bucket", "gs://nowhere/a")
+    assert told.returncode == 2 and "--bucket = 'gs://nowhere/a' cannot be mounted" in told.stdout
+    assert not world.trained(0)
+    shared = world.root / "a shared disk"
+    assert world.run("run.sh", *DEMO, "--workdir", str(shared)).returncode == 0
+    for worker in (0, 1):
+        (training,) = world.trained(worker)
+        assert training["argv"] == ["-m", "prm_jax.train", "--workdir", str(shared)]
+
+
+def test_setup_brings_what_mounts_a_bucket_to_the_hosts_of_one_run(world):
+    world.up(READY)
+    assert world.run("setup.sh", *DEMO).returncode == 0
+    assert not (world.root / "installed").exists()
+    (world.root / "endpoints").write_text("10.0.0.1,10.0.0.2")
+    told = world.run("setup.sh", *DEMO)
+    assert told.returncode == 0, told.stderr
+    done = sorted((world.root / "installed").read_text().splitlines())
+    assert [line.split()[:2] for line in done] == [
+        [worker, program] for worker in "01" for program in ("curl", "dpkg")
+    ]
+    assert done[1].endswith("worker-0/.local/gcsfuse")
+
+
 @pytest.mark.parametrize(
     "statuses, worst",
     [((1, 3), 3), ((1, 75), 1), ((75, 0), 75), ((2, 0), 2)],

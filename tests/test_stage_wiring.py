@@ -109,7 +109,7 @@ def rollouts_of(monkeypatch, config: Config, prompts: list[str], texts: list[str
         problems=SimpleNamespace(train=train),
         order=lambda stream, n, epoch: np.arange(n),
         key=lambda *numbers: numbers,
-        judge=judge,
+        judge_here=judge,
     )
     return run, rl_stage._Rollouts(run), calls
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import random
 import time
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import SimpleNamespace
 
 import jax
@@ -283,6 +283,7 @@ def searched(monkeypatch, group: list[Response], kind: str, saved=up_to_truth, j
     """
     monkeypatch.setattr(probing, "PrefixCompleter", ScriptedCompleter)
     run = SimpleNamespace(
+        await_some=lambda verdicts: wait(verdicts, return_when=FIRST_COMPLETED),
         config=Config(label=LabelConfig(samples_per_prefix=6, wave=2, search=kind)),
         tokenizer=SimpleNamespace(prefix_ids=lambda ids, n_bytes: list(ids[:n_bytes]), eos_ids=()),
         key=lambda *numbers: None,

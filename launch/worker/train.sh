@@ -14,13 +14,18 @@ self=$(cd "${BASH_SOURCE[0]%/*}" && pwd)/train.sh
 cd "${self%/launch/worker/*}"
 runs=$HOME/prm_jax_runs # one folder per attempt: command, log, pid, train.pid, status
 export JAX_COMPILATION_CACHE_DIR=$HOME/.cache/prm_jax/compiled
+PATH=$PATH:$HOME/.local/gcsfuse/usr/bin # worker/setup.sh puts it there
+
+metadata() {
+    curl -sf -H 'Metadata-Flavor: Google' \
+        "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
 
 start() {
     local attempt=$1 command number status
     command=$(printf '%q ' "${@:2}")
     # JAX reads its process number from the same place.
-    number=$(curl -sf -H 'Metadata-Flavor: Google' \
-        http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
+    number=$(metadata agent-worker-number)
     mkdir -p "$runs"
     exec 9>"$runs/lock"
     if ! flock -n 9; then
@@ -48,10 +53,37 @@ start() {
     return "$status"
 }
 
+# several_hosts: sets $workdir to one folder that all hosts of the slice see, in the bucket or on a
+# disk that they share; then there is nothing to mirror.
+several_hosts() {
+    local mount
+    if [[ -z $bucket && $workdir != /* ]]; then
+        echo "error: --workdir = '$workdir' is a folder of each host's own: give --bucket, or the" \
+            "absolute path of a folder that all hosts have mounted"
+        return 1
+    fi
+    if [[ -n $bucket ]]; then
+        bucket=${bucket#gs://} mount=$HOME/prm_jax_buckets/${bucket%%/*}
+        mkdir -p "$mount"
+        # Other hosts' files are looked for anew each time. The bucket must rename folders at once,
+        # as those with a hierarchical namespace do: so a checkpoint is there whole or not at all.
+        mountpoint -q "$mount" ||
+            gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "${bucket%%/*}" "$mount" || {
+            echo "error: --bucket = 'gs://$bucket' cannot be mounted: launch/setup.sh installs" \
+                "gcsfuse, and the slice's service account needs the role Storage Object Admin on it"
+            return 1
+        }
+        workdir=$mount${bucket#"${bucket%%/*}"}/${workdir#/} bucket=''
+    fi
+}
+
 hold() { # keeps the lock (descriptor 9) as long as it lives
-    local number=$1 attempt=$2 workdir=$3 bucket=${4:+$4/worker-$1} every=$5 status=0 train syncer
+    local number=$1 attempt=$2 workdir=$3 bucket=$4 every=$5 status=0 train syncer
     shift 5
-    if [[ -n $bucket && ! -d $workdir ]] && ! sync down; then
+    if [[ $(metadata worker-network-endpoints) == *,* ]]; then several_hosts || status=2; fi
+    bucket=${bucket:+$bucket/worker-$number}
+    if ((status)); then : # it was said
+    elif [[ -n $bucket && ! -d $workdir ]] && ! sync down; then
         echo "error: --bucket = '${bucket%/worker-*}' cannot be read and written: give the service" \
             "account of the slice the role Storage Object Admin on it"
         status=2

@@ -160,10 +160,13 @@ class SandboxConfig(Section):
     """CPU seconds that one program may use."""
     memory_mib: int = 256
     """Memory that one program may use, in MiB."""
+    deadline_s: float = 900.0
+    """Of several hosts, each must have judged its programs of one batch after this time: if one
+    has not, the run ends on all of them, and the same command goes on from the last checkpoint."""
 
     def __post_init__(self):
         self._not_negative("jobs")
-        self._positive("cpu_s", "memory_mib")
+        self._positive("cpu_s", "memory_mib", "deadline_s")
 
     def limits(self) -> Limits:
         return Limits(cpu_s=self.cpu_s, memory_mib=self.memory_mib)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prm_jax import hosts
 from prm_jax.metrics import Progress
 from prm_jax.sharding import batch_shards
 from prm_jax.stages.batches import left_pad
@@ -260,5 +261,5 @@ def digest(starts: Sequence[Start]) -> str:
 
 def completion_ids(samples: Samples) -> list[tuple[int, ...]]:
     """The completion of every row as token ids, its EOS included where it has one."""
-    tokens, mask = np.asarray(samples.tokens), np.asarray(samples.completion_mask)
+    tokens, mask = hosts.whole(samples.tokens), hosts.whole(samples.completion_mask)
     return [tuple(int(t) for t in row[chosen]) for row, chosen in zip(tokens, mask, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prm_jax import hosts
 from prm_jax.metrics import Progress
 from prm_jax.problems import first_error
 from prm_jax.rl.lines import step_ends
@@ -51,7 +52,7 @@ def evaluate(run: Run) -> None:
         "schema": 1,
         "seed": run.config.seed,
         "config_digest": run.digest(),
-        "versions": json.loads((run.workdir / "versions.json").read_text()),
+        "versions": json.loads(hosts.first((run.workdir / "versions.json").read_text)),
         "confidence": config.confidence,
         "arms": {},
     }

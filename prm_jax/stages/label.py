@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from prm_jax import hosts
 from prm_jax.metrics import Progress
 from prm_jax.rl.labels import response_class
 from prm_jax.rl.lines import step_ends
@@ -168,26 +169,26 @@ class LabelledResponse:
 
 def read_labels(run: Run) -> list[LabelledResponse]:
     """The labelled responses that the label stage left."""
+    path = run.workdir / "label/labels.jsonl"
     found = []
-    with (run.workdir / "label/labels.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            found.append(
-                LabelledResponse(
-                    task_id=row["task_id"],
-                    split=row["split"],
-                    checkpoint=row["checkpoint"],
-                    passed=row["passed"],
-                    response_class=row["class"],
-                    ids=tuple(row["ids"]),
-                    end_token=tuple(row["end_token"]),
-                    end_line=tuple(row["end_line"]),
-                    steps=PrefixLabels(
-                        kinds=tuple(LineKind[kind.upper()] for kind in row["kinds"]),
-                        labels=tuple(row["labels"]),
-                        passes=tuple(row["passes"]),
-                        samples=tuple(row["samples"]),
-                    ),
-                )
+    for line in hosts.first(lambda: path.read_text(encoding="utf-8")).split("\n")[:-1]:
+        row = json.loads(line)
+        found.append(
+            LabelledResponse(
+                task_id=row["task_id"],
+                split=row["split"],
+                checkpoint=row["checkpoint"],
+                passed=row["passed"],
+                response_class=row["class"],
+                ids=tuple(row["ids"]),
+                end_token=tuple(row["end_token"]),
+                end_line=tuple(row["end_line"]),
+                steps=PrefixLabels(
+                    kinds=tuple(LineKind[kind.upper()] for kind in row["kinds"]),
+                    labels=tuple(row["labels"]),
+                    passes=tuple(row["passes"]),
+                    samples=tuple(row["samples"]),
+                ),
             )
+        )
     return found

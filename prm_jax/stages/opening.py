@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from prm_jax import hosts
 from prm_jax.config import Config, ConfigError, ModelConfig
 from prm_jax.metrics import MetricsLog, say
 from prm_jax.model.heads import PolicyModel, ScalarModel
@@ -35,8 +36,11 @@ def make_run(config: Config, workdir: Path, mesh: Mesh, sandbox: Sandbox, log: M
     def load() -> ProblemSets:
         return load_problems(config.problems, workdir / "problems", config.sandbox.limits())
 
-    tokenizer = load_tokenizer(config, workdir, load)
-    run = assemble(config, workdir, mesh, tokenizer, load(), sandbox, log)
+    def parts() -> tuple[Tokenizer, ProblemSets]:
+        return load_tokenizer(config, workdir, load), load()
+
+    tokenizer, problems = hosts.in_turn(parts)  # the first makes what is not there yet
+    run = assemble(config, workdir, mesh, tokenizer, problems, sandbox, log)
     return dataclasses.replace(run, problems=without_long_prompts(run))
 
 

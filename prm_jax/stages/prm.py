@@ -7,9 +7,9 @@ problems, labelled in the same way, judge it without ever training it.
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
+from prm_jax import hosts
 from prm_jax.config import ConfigError
 from prm_jax.rl.labels import ResponseClass, loss_support, prm_targets, select
 from prm_jax.rl.statistics import auc_within_groups, calibration, first_error_report
@@ -90,7 +90,7 @@ def _batch(run: Run, prompts: list[list[int]], responses: list[LabelledResponse]
             target=run.config.prm.target,
             loss_on=run.config.prm.loss_on,
         )
-    return LabelBatch(*jax.device_put((tokens, valid, mask, labels), batch_sharding(run.mesh)))
+    return LabelBatch(*hosts.place((tokens, valid, mask, labels), batch_sharding(run.mesh)))
 
 
 def step_scores(
@@ -109,7 +109,7 @@ def step_scores(
         chunk = responses[begin : begin + n_rows]
         rows = [prompt + list(ids) for prompt, (ids, _) in zip(prompts, chunk, strict=True)]
         rows += [rows[-1]] * (n_rows - len(rows))
-        tokens, valid = right_pad(rows, run.tokenizer.pad_id)
+        tokens, valid = hosts.place(right_pad(rows, run.tokenizer.pad_id), batch_sharding(run.mesh))
         scores = np.clip(np.asarray(score(params, tokens, valid)), -1, 1)
         for row, (prompt, (_, end_token)) in enumerate(zip(prompts, chunk, strict=True)):
             columns = len(prompt) + np.array(end_token, np.int64)

@@ -6,10 +6,10 @@ room for the next response. What is drawn for a probe depends on the probe, not 
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from prm_jax.config import Config
@@ -19,7 +19,7 @@ from prm_jax.stages.journal import Journal
 from prm_jax.stages.run import Run, Stream
 from prm_jax.steps.prefixes import Asked, PrefixCompleter
 from prm_jax.steps.sample import Choice
-from prm_jax.types import Problem
+from prm_jax.types import Problem, Verdict
 
 PLACES = 4  # responses whose searches are open, for each group of rows that shares a prefix
 WIDTH_STEP = 32  # of the tokens that a place holds
@@ -121,7 +121,7 @@ class Prober:
                     return
                 ready = {i: one for i, one in places.items() if one and one.judging is None}
                 if 2 * len(ready) < len(open_):  # a batch is worth more with those to come
-                    _wait(one for one in open_ if one.judging is not None)
+                    self._run.await_some(_pending(one for one in open_ if one.judging is not None))
                 else:
                     self._sample(ready, completer)
 
@@ -203,12 +203,10 @@ def _key(one: _Open, completer: int) -> str:
     return f"probe/{completer}/{one.number}/{one.probe.step}/{one.probe.wave}"
 
 
-def _wait(pending: Iterable[_Open]) -> None:
-    """Until one more verdict is there."""
-    futures = {
+def _pending(waiting: Iterable[_Open]) -> set[Future[Verdict]]:
+    return {
         judging.future
-        for one in pending
+        for one in waiting
         for judging in one.judging or ()
         if judging.future is not None and not judging.future.done()
     }
-    concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)

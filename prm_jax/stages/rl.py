@@ -5,13 +5,16 @@ the policy (`rl/policy`), which the label stage asks for responses. `rl_prm` is 
 DenseReward (`dense.enabled`) and ValueInit (`value_init`).
 """
 
+import dataclasses
 import time
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
 
+from prm_jax import hosts
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import ConfigError, DenseConfig
 from prm_jax.metrics import Progress
@@ -189,7 +192,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
             for step in range(start, config.steps):
                 begun_s = time.perf_counter()
                 problems, samples = rollouts.sample(join(policy.params, policy_frozen), step)
-                completions = completion_ids(samples)
+                completions = rollouts.completions(samples)
                 sampled_s = time.perf_counter()
                 verdicts = rollouts.judge(problems, completions)
                 critic_params = None if critic is None else join(critic.params, critic_frozen)
@@ -217,10 +220,15 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
                 done = step + 1
                 if done in kept:
                     policies.save(done, policy.params)
-                if done % config.checkpoint_every == 0 and done < config.steps:
+                if done == config.steps:
+                    break
+                stop = hosts.stop_asked()
+                if stop or done % config.checkpoint_every == 0:
                     run.log.flush()
                     policies.wait()  # a resume from this state does not save them again
                     states.save(done, (policy, critic))
+                if stop:
+                    raise hosts.Stopped
         run.log.flush()
     if critic is not None:
         with Checkpoints(run.workdir / stage / "critic") as critics:
@@ -231,7 +239,11 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
 
 
 class _Rollouts:
-    """Samples a step's rollout from training prompts, judges it, and lays it on the grid."""
+    """Samples a step's rollout from training prompts, judges it, and lays it on the grid.
+
+    Of several hosts each decodes and judges its own rows. `rows` are those that it holds, `_mine`
+    says which of them are its own.
+    """
 
     def __init__(self, run: Run, truth: bool = False):
         self._run = run
@@ -240,6 +252,8 @@ class _Rollouts:
         self._prompts = [run.prompt_ids(problem) for problem in run.problems.train]
         # All steps share one width, so that each program is compiled once.
         self.width = -(-max(len(ids) for ids in self._prompts) // 8) * 8
+        self._sharding = batch_sharding(run.mesh)
+        self._rows, self._mine = hosts.owned(self._sharding, config.rollouts)
         self._sampler = make_sampler(
             run.policy,
             run.mesh,
@@ -254,7 +268,7 @@ class _Rollouts:
     def sample(
         self, params: Any, step: int, stream: Stream = Stream.RL_SAMPLE
     ) -> tuple[list[Problem], Samples]:
-        """The rollout of a step: one problem per row, and the samples on the device."""
+        """The rollout of a step: the problem of each row held, and the samples on the device."""
         run, config = self._run, self._run.config.ppo
         n = config.rollouts // config.samples_per_prompt
         index = take_cycled(
@@ -268,24 +282,39 @@ class _Rollouts:
         )
         budget = np.full(n, run.config.max_completion_tokens, np.int32)
         samples = self._sampler(params, tokens, valid, budget, run.key(stream, step))
-        rows = np.repeat(index, config.samples_per_prompt)
-        return [run.problems.train[int(i)] for i in rows], samples
+        asked = np.repeat(index, config.samples_per_prompt)[self._rows]
+        return [run.problems.train[int(i)] for i in asked], samples
+
+    def completions(self, samples: Samples) -> list[tuple[int, ...]]:
+        """The completion of each row held."""
+        tokens, mask = hosts.held(samples.tokens), hosts.held(samples.completion_mask)
+        return completion_ids(dataclasses.replace(samples, tokens=tokens, completion_mask=mask))
 
     def judge(
         self, problems: list[Problem], completions: list[tuple[int, ...]]
     ) -> list[Future[Verdict]]:
-        return [
-            self._run.judge(problem, self._run.program(problem, ids))
-            for problem, ids in zip(problems, completions, strict=True)
-        ]
+        with self._deadline():
+            return [
+                self._run.judge_here(problem, self._run.program(problem, ids))
+                for problem, ids, mine in zip(problems, completions, self._mine, strict=True)
+                if mine
+            ]
 
     def outcomes(self, verdicts: list[Future[Verdict]]) -> tuple[np.ndarray, np.ndarray]:
-        """`(passed, outcome)`, float32: whether each program passes, and what it earns for that."""
-        found = [verdict.result() for verdict in verdicts]
+        """`(passed, outcome)` of all rows, float32: whether a program passes, what it earns."""
+        with self._deadline():
+            found = [verdict.result() for verdict in verdicts]
         passed = np.array([verdict.passed for verdict in found], np.float32)
-        if self._run.config.ppo.outcome == "pass":
-            return passed, passed
-        return passed, np.array([partial_credit(verdict) for verdict in found], np.float32)
+        outcome = passed
+        if self._run.config.ppo.outcome != "pass":
+            outcome = np.array([partial_credit(verdict) for verdict in found], np.float32)
+        both = np.stack([passed, outcome], axis=1)
+        both = hosts.gather_rows(self._rows[self._mine], both, self._run.config.ppo.rollouts)
+        return both[:, 0], both[:, 1]
+
+    def _deadline(self) -> AbstractContextManager[None]:
+        n, seconds = int(self._mine.sum()), self._run.config.sandbox.deadline_s
+        return hosts.deadline(seconds, f"judging {n} programs")
 
     def scores(
         self,
@@ -300,33 +329,36 @@ class _Rollouts:
         columns = self.width + self._run.config.max_completion_tokens
         found = np.zeros((len(completions), columns), np.float32)
         for row, (problem, ids) in enumerate(zip(problems, completions, strict=True)):
-            ends, labels = true_labels(self._run, problem, ids, passed=bool(passed[row]))
+            passes = bool(passed[self._rows[row]])
+            ends, labels = true_labels(self._run, problem, ids, passed=passes)
             found[row, self.width + ends] = labels
-        return jax.device_put(found, batch_sharding(self._run.mesh))
+        return self._place(found)
+
+    def _place(self, of_rows_held: np.ndarray) -> jax.Array:
+        return hosts.place_rows(of_rows_held, self._run.config.ppo.rollouts, self._sharding)
 
     def assemble(self, samples, completions, outcome, ref_logp, values, scores) -> Rollout:
-        line_end = np.zeros(samples.tokens.shape, bool)
+        line_end = np.zeros((len(completions), samples.tokens.shape[1]), bool)
         for row, ids in enumerate(completions):
             ends = line_end_mask(self._run.lines(ids), len(ids))
             line_end[row, self.width : self.width + len(ids)] = ends
-        line_end, outcome = jax.device_put((line_end, outcome), batch_sharding(self._run.mesh))
         return Rollout(
             tokens=samples.tokens,
             valid=samples.valid,
             completion_mask=samples.completion_mask,
-            line_end=line_end,
+            line_end=self._place(line_end),
             logp=samples.logp,
             ref_logp=ref_logp,
             values=values,
             prm_scores=scores,
-            outcome=outcome,
+            outcome=hosts.place(outcome, self._sharding),
         )
 
 
 def _recalibrated(run: Run, rollouts: _Rollouts, policy_params: Any, prm: Any) -> Any:
     """The PRM's parameters with its head brought to the scale of returns, on one rollout."""
     problems, samples = rollouts.sample(policy_params, 0, stream=Stream.RECALIBRATE)
-    completions = completion_ids(samples)
+    completions = rollouts.completions(samples)
     verdicts = rollouts.judge(problems, completions)
     _, outcome = rollouts.outcomes(verdicts)
     unused = samples.logp
@@ -361,7 +393,7 @@ def _warmed_up(
     with Progress(config.critic_warmup_steps, name) as progress:
         for step in range(config.critic_warmup_steps):
             problems, samples = rollouts.sample(reference, step, stream=Stream.CRITIC_WARMUP)
-            completions = completion_ids(samples)
+            completions = rollouts.completions(samples)
             verdicts = rollouts.judge(problems, completions)
             ref_logp, values, scores = score(reference, join(critic.params, frozen), prm, samples)
             passed, outcome = rollouts.outcomes(verdicts)
@@ -371,5 +403,6 @@ def _warmed_up(
             critic, metrics = update(critic, frozen, batch, run.key(Stream.CRITIC_WARMUP, step, 1))
             run.log.log(name, step, metrics)
             progress.update(1)
+            hosts.check_stop()
     run.log.flush()
     return critic.params

@@ -4,12 +4,13 @@ A stage is a function `stage(run) -> None` that leaves its results in `run.workd
 marks itself finished by writing `done.json` there, last of all.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from enum import IntEnum
 from pathlib import Path
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from prm_jax import hosts
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import Config, to_json
 from prm_jax.metrics import MetricsLog
@@ -31,6 +33,7 @@ from prm_jax.rl.lines import Lines, split_lines
 from prm_jax.rl.stops import StopTable
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import abstract_params, init_params
+from prm_jax.stages.judging import SharedSandbox
 from prm_jax.tokenizer import Tokenizer
 from prm_jax.types import Problem, Verdict
 
@@ -98,10 +101,27 @@ class Run:
             return None
         return self.tokenizer.stop_table(self.prompts.stops)
 
-    def judge(self, problem: Problem, program: str) -> Future[Verdict]:
-        """Starts judging one program in the sandbox."""
+    def judge_here(self, problem: Problem, program: str) -> Future[Verdict]:
+        """Starts judging one program in the sandbox of this host."""
         assert self.sandbox is not None
         return self.sandbox.submit(program, problem.tests, problem.limits)
+
+    def judge(self, problem: Problem, program: str) -> Future[Verdict]:
+        """Starts judging one program, which all hosts bring, in the sandbox of one of them."""
+        if hosts.count() == 1:
+            return self.judge_here(problem, program)
+        return self._shared_sandbox.submit(problem, program)
+
+    def await_some(self, verdicts: Collection[Future[Verdict]]) -> None:
+        """Waits until one more of these futures of `judge` is done."""
+        if hosts.count() == 1:
+            concurrent.futures.wait(verdicts, return_when=concurrent.futures.FIRST_COMPLETED)
+        else:
+            self._shared_sandbox.exchange(wait_for_all=False)
+
+    @functools.cached_property
+    def _shared_sandbox(self) -> SharedSandbox:
+        return SharedSandbox(self.judge_here, self.config.sandbox.deadline_s)
 
     def digest(self) -> str:
         """A short name for the settings that decide this run's numbers."""
@@ -113,7 +133,7 @@ class Run:
     def done(self, stage: str) -> dict[str, Any] | None:
         """The summary that a finished stage left, or None."""
         path = self.workdir / stage / "done.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return hosts.first(lambda: json.loads(path.read_text()) if path.exists() else None)
 
     def finish(self, stage: str, summary: dict[str, Any]) -> None:
         """Marks a stage finished."""
@@ -157,7 +177,8 @@ class Run:
 
 def deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that say where a run computes and not what."""
-    sandbox = {k: v for k, v in settings["sandbox"].items() if k not in ("jobs", "min_tier")}
+    idle = ("jobs", "min_tier", "deadline_s")
+    sandbox = {k: v for k, v in settings["sandbox"].items() if k not in idle}
     where = ("mesh", "decode_rows")
     return {k: v for k, v in settings.items() if k not in where} | {"sandbox": sandbox}
 
@@ -175,7 +196,9 @@ def take_cycled(order_of_epoch, n: int, start: int, count: int) -> list[int]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; of several hosts, the first writes it."""
+    if hosts.index():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:

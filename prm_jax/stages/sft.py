@@ -3,9 +3,9 @@
 Reads the problems; leaves `sft/policy` (parameters) for every later stage.
 """
 
-import jax
 import numpy as np
 
+from prm_jax import hosts
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import ConfigError
 from prm_jax.model.lora import split_trainable
@@ -35,7 +35,7 @@ def sft(run: Run) -> None:
         index = batches[step]
         tokens, valid = right_pad([rows[i] for i in index], run.tokenizer.pad_id)
         is_solution = np.arange(tokens.shape[1]) >= prompt_lengths[index][:, None]
-        return TokenBatch(*jax.device_put((tokens, valid, valid & is_solution), rows_sharding))
+        return TokenBatch(*hosts.place((tokens, valid, valid & is_solution), rows_sharding))
 
     fit(
         run,

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from prm_jax import hosts
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import PRMConfig, SFTConfig
 from prm_jax.metrics import Progress
@@ -58,9 +59,14 @@ def fit(
                 state, metrics = step_fn(state, frozen, batch_at(step))
                 run.log.log(stage, step, metrics)
                 progress.update(1, **metrics)
-                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                if step + 1 == config.steps:
+                    break
+                stop = hosts.stop_asked()
+                if stop or (step + 1) % config.checkpoint_every == 0:
                     run.log.flush()
                     states.save(step + 1, state)
+                if stop:
+                    raise hosts.Stopped
         run.log.flush()
         results.save(config.steps, state.params)
     return join(state.params, frozen)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
+from prm_jax import hosts
 from prm_jax.model.attention import KeyValue
 from prm_jax.model.heads import PolicyModel
 from prm_jax.rl.stops import StopTable
@@ -71,7 +72,7 @@ class PrefixCompleter:
         self._mesh, self._key, self._width, self._pad = mesh, key, width, model.pad_id
         self._table = None
         if stops is not None and stops.strings:
-            self._table = jax.device_put(of_vocabulary(stops, model.vocab_size), replicated(mesh))
+            self._table = hosts.place(of_vocabulary(stops, model.vocab_size), replicated(mesh))
         self._forget()
 
     def _forget(self) -> None:
@@ -100,11 +101,13 @@ class PrefixCompleter:
             known[a.place], last[a.place] = len(a.prefix) - 1, a.prefix[-1]
             budget[a.place], stop_state[a.place] = a.budget, a.stop_state
             numbers[a.place] = a.numbers
+        rows = (known, last, budget, numbers, None if self._table is None else stop_state)
+        known, last, budget, numbers, stop_state = hosts.place(rows, batch_sharding(self._mesh))
         with jax.set_mesh(self._mesh):
             self._read_missing(asked)
             found = self._sample(
                 self._params, self._key_values, known, last, budget, self._key, numbers,
-                None if self._table is None else stop_state, self._table,
+                stop_state, self._table,
             )  # fmt: skip
         return self._rows(found, places)
 
@@ -130,10 +133,12 @@ class PrefixCompleter:
                 tokens[row, : len(text)] = text
                 self._held[place] = text
             valid = np.arange(self._width) < lengths[:, None]
+            tokens, valid = hosts.place((tokens, valid), batch_sharding(self._mesh))
+            places = hosts.place(places, replicated(self._mesh))
             self._key_values = self._read(self._params, self._key_values, places, tokens, valid)
 
     def _rows(self, found: Completions, places: list[int]) -> list[list[tuple[int, ...]]]:
-        tokens, length = np.asarray(found.tokens), np.asarray(found.length)
+        tokens, length = hosts.whole(found.tokens), hosts.whole(found.length)
         samples = len(length) // self.places
         rows = [range(place * samples, (place + 1) * samples) for place in places]
         return [[tuple(tokens[i, : length[i]].tolist()) for i in row] for row in rows]

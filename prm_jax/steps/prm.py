@@ -54,10 +54,10 @@ def make_prm_step(
 
 
 def make_prefix_scores(model: ScalarModel, mesh: Mesh) -> Callable[[Any, Any, Any], jax.Array]:
-    """A jitted `(params, tokens [B,T], valid [B,T]) -> scores [B,T]`."""
+    """A jitted `(params, tokens [B,T], valid [B,T]) -> scores [B,T]`, which all hosts have."""
     rows = batch_sharding(mesh)
     return jax.jit(
         lambda params, tokens, valid: prefix_scores(model, params, tokens, valid),
         in_shardings=(None, rows, rows),
-        out_shardings=rows,
+        out_shardings=replicated(mesh),
     )

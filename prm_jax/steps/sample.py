@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from prm_jax import hosts
 from prm_jax.model.attention import Cache, KeyValue
 from prm_jax.model.heads import PolicyModel
 from prm_jax.rl.stops import StopTable
@@ -68,7 +69,7 @@ def make_sampler(
     _check_choice(temperature, top_p, top_k)
     table = None
     if stops is not None and stops.strings:
-        table = jax.device_put(of_vocabulary(stops, model.vocab_size), replicated(mesh))
+        table = hosts.place(of_vocabulary(stops, model.vocab_size), replicated(mesh))
     jitted = sampling_program(
         model,
         mesh,
@@ -96,6 +97,9 @@ def make_sampler(
         elif stop_state is None:
             assert stops is not None
             stop_state = np.full(tokens.shape[0], stops.start(), np.int32)
+        tokens, valid, budget, stop_state = hosts.place(
+            (tokens, valid, budget, stop_state), batch_sharding(mesh)
+        )
         with jax.set_mesh(mesh):
             return jitted(params, tokens, valid, budget, key, stop_state, table)
 

@@ -1,4 +1,4 @@
-"""TRL 1.12 and Hugging Face generate: `python with_torch.py ppo ITERATIONS` or `... sampler ROUNDS`.
+"""TRL 1.12 and Hugging Face generate: `python with_torch.py ppo|sampler ROUNDS`.
 
 python3.12 -m venv ENV && ENV/bin/pip install torch==2.13.0 transformers datasets trl==1.12.0
 """

@@ -1,4 +1,4 @@
-"""google-tunix 0.1.7: `python with_tunix.py ppo ITERATIONS` or `python tunix.py sampler ROUNDS`.
+"""google-tunix 0.1.7: `python with_tunix.py ppo|sampler ROUNDS`.
 
 python3.12 -m venv ENV && ENV/bin/pip install jax==0.10.2 google-tunix==0.1.7
 """

@@ -244,6 +244,7 @@ def _stage(stage: str, config: Config) -> str:
         return "Supervised fine-tuning on pairs of a prompt and a solution."
     if stage == "label":
         by = {
+            "cheapest": "by a search over lines with sampled completions",
             "binary": "by a binary search over lines with sampled completions",
             "dense": "with sampled completions of every prefix",
         }[config.label.search]

@@ -63,12 +63,15 @@ class Arguments(ModelChoice):
     file."""
     k: int = 8
     """K: completions per probed prefix; the paper has 20."""
-    wave: int = 4
+    wave: int = 2
     """Completions sampled at a time: a prefix is settled by the first wave with a pass."""
+    settle: float = 0.0
+    """Give a prefix up before its K-th completion once the chance that one of the rest passes is
+    below this; 0: always K."""
     temperature: float = 1.0
     """Of the completions."""
-    search: Literal["binary", "dense"] = "binary"
-    """Probe by binary search (paper), or every prefix."""
+    search: Literal["cheapest", "binary", "dense"] = "cheapest"
+    """Probe at the least expected cost, by binary search (paper), or every prefix."""
     out: Path | None = None
     """Gets labels.jsonl, and what a killed call goes on from; the default is
     runs/label/MODEL-PROGRAMS-DIGEST, the digest over all that decides the labels."""
@@ -91,6 +94,7 @@ def label(arguments: Arguments) -> tuple[list[dict[str, Any]], Path]:
     settings = LabelConfig(
         samples_per_prefix=arguments.k,
         wave=wave,
+        settle=arguments.settle,
         temperature=arguments.temperature,
         search=arguments.search,
     )

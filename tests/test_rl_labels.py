@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from prm_jax.rl.labels import (
     ResponseClass,
+    chance_of_a_pass,
+    cheapest_probe,
     dense_transition,
     loss_support,
     next_probe,
@@ -274,3 +276,50 @@ def test_selections_of_nothing():
 def test_select_refuses_lengths_that_differ():
     with pytest.raises(ValueError, match="prompt_ids has 1 entries and classes 2"):
         select([CORRECT, WRONG], ["a"], "full")
+
+
+# ---------------------------------------------------------------------------- the cheapest search
+
+
+def least_cost(lo: int, hi: int, failure: tuple[float, ...], success: float) -> tuple[float, int]:
+    """By trying every probe, in exact order: the least expected cost, and the first probe."""
+    if lo == hi:
+        return 0.0, 0
+    costs = []
+    for m in range(lo + 1, hi + 1):
+        p = (hi - m + 1) / (hi - lo + 1)
+        passed = success + least_cost(m, hi, failure, success)[0]
+        failed = failure[m - 1] + least_cost(lo, m - 1, failure, success)[0]
+        costs.append((p * passed + (1 - p) * failed, m))
+    return min(costs)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_the_cheapest_probe_is_that_of_trying_them_all(data):
+    n = data.draw(st.integers(1, 7))
+    lo = data.draw(st.integers(0, n - 1))
+    hi = data.draw(st.integers(lo + 1, n))
+    failure = tuple(data.draw(st.lists(st.floats(0.5, 20), min_size=n, max_size=n)))
+    success = data.draw(st.floats(0.5, 20))
+    found = cheapest_probe(lo, hi, np.array(failure), success)
+    assert lo < found <= hi
+    best, _ = least_cost(lo, hi, failure, success)
+    p = (hi - found + 1) / (hi - lo + 1)
+    cost = p * (success + least_cost(found, hi, failure, success)[0])
+    cost += (1 - p) * (failure[found - 1] + least_cost(lo, found - 1, failure, success)[0])
+    assert cost == pytest.approx(best)
+
+
+def test_dear_failures_make_the_search_begin_at_the_front():
+    assert cheapest_probe(0, 7, np.full(7, 1.0), 1.0) == 4  # as a binary search
+    assert cheapest_probe(0, 7, np.full(7, 20.0), 1.0) < 3
+    assert cheapest_probe(0, 7, np.full(7, 1.0), 20.0) > 5
+
+
+@pytest.mark.parametrize(("failed", "left"), [(0, 1), (0, 20), (3, 5), (9, 11)])
+def test_the_chance_of_a_pass_is_that_of_a_dead_or_a_live_prefix(failed, left):
+    rates = (np.arange(200_000) + 0.5) / 200_000
+    alive = 0.5 * np.mean((1 - rates) ** failed)  # and `failed` completions did not pass
+    passes = 0.5 * np.mean((1 - rates) ** failed * (1 - (1 - rates) ** left))
+    assert chance_of_a_pass(failed, left) == pytest.approx(passes / (0.5 + alive), rel=1e-6)

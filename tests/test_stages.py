@@ -5,7 +5,7 @@ import dataclasses
 import json
 import random
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +14,7 @@ import pytest
 
 from prm_jax.config import Config, LabelConfig, MeshConfig, ModelConfig
 from prm_jax.model.heads import PolicyModel
+from prm_jax.rl.labels import chance_of_a_pass
 from prm_jax.rl.lines import split_lines
 from prm_jax.sharding import init_params, make_mesh
 from prm_jax.stages import probing
@@ -276,15 +277,10 @@ class LateSandbox:
         return self._pool.submit(verdict, self._random.choice([0, 0, 0.003]))
 
 
-def searched(monkeypatch, group: list[Response], kind: str, saved=up_to_truth, journal=None):
-    """Searches the group with 6 completions a prefix in waves of 2; what was spent.
-
-    A prefix that is saved is completed by the first sample of the second wave, and by no other.
-    """
-    monkeypatch.setattr(probing, "PrefixCompleter", ScriptedCompleter)
-    run = SimpleNamespace(
-        await_some=lambda verdicts: wait(verdicts, return_when=FIRST_COMPLETED),
-        config=Config(label=LabelConfig(samples_per_prefix=6, wave=2, search=kind)),
+def made_up_run(config: Config, judge):
+    """A run whose tokens are their own text; a prompt is one token."""
+    return SimpleNamespace(
+        config=config,
         tokenizer=SimpleNamespace(prefix_ids=lambda ids, n_bytes: list(ids[:n_bytes]), eos_ids=()),
         key=lambda *numbers: None,
         policy=None,
@@ -292,15 +288,30 @@ def searched(monkeypatch, group: list[Response], kind: str, saved=up_to_truth, j
         stops=None,
         prompt_ids=lambda problem: [9],
         program=lambda problem, ids: json.dumps(ids),
-        judge=LateSandbox(saved).judge,
+        judge=judge,
+        await_some=lambda verdicts: concurrent.futures.wait(
+            verdicts, return_when="FIRST_COMPLETED"
+        ),
     )
+
+
+def searched(
+    monkeypatch, group: list[Response], kind: str, saved=up_to_truth, journal=None, label=None
+):
+    """Searches the group with 6 completions a prefix in waves of 2; what was spent.
+
+    A prefix that is saved is completed by the first sample of the second wave, and by no other.
+    """
+    monkeypatch.setattr(probing, "PrefixCompleter", ScriptedCompleter)
+    label = label or LabelConfig(samples_per_prefix=6, wave=2, search=kind)
+    run = made_up_run(Config(label=label), LateSandbox(saved).judge)
     searcher = search_stage.Searcher(run, Memo(), group)
     journal = journal or SimpleNamespace(get=lambda key: None, put_all=lambda units: None)
     searcher.run(None, 1, group, journal)
     return searcher.spent
 
 
-@pytest.mark.parametrize("kind", ["binary", "dense"])
+@pytest.mark.parametrize("kind", ["cheapest", "binary", "dense"])
 @pytest.mark.parametrize("ends_with_newline", [False, True])
 def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_newline, kind):
     shapes = [(n, truth) for n in range(1, 9) for truth in range(0, n + int(ends_with_newline))]
@@ -314,10 +325,12 @@ def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_n
         probes = sum(count > 0 for count in labels.samples)
         if kind == "binary":
             assert probes <= np.ceil(np.log2(found.open_steps + 1))
-        else:
+        elif kind == "dense":
             assert probes == found.open_steps
         for m in range(1, n + 1):
-            if labels.samples[m - 1]:  # a pass ends the search of a prefix after its second wave
+            if (
+                labels.samples[m - 1] and kind != "cheapest"
+            ):  # a pass ends the search of a prefix after its second wave
                 assert labels.samples[m - 1] == (4 if m <= truth else 6)
                 assert labels.passes[m - 1] == (1 if m <= truth else 0)
     assert spent.completions == sum(sum(r.samples) for r in group)
@@ -327,6 +340,83 @@ def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_n
         assert against_binary_search(group) == {
             "responses": len(group), "non_monotone": 0.0, "binary_agrees": 1.0,
         }  # fmt: skip
+
+
+class Determined:
+    """A policy that can do one thing: it goes on rightly, or wrongly once a line was wrong.
+
+    Line i of a right program is the token i, and of a wrong one 50 + i; eight lines and an end.
+    """
+
+    places = 4
+
+    def __init__(self, model, mesh, key, *, samples, **_):
+        self._samples = samples
+
+    def use(self, params) -> None:
+        pass
+
+    @staticmethod
+    def goes_on(kept: tuple[int, ...]) -> tuple[int, ...]:
+        wrong = 50 * any(token >= 50 for token in kept)
+        return (*(wrong + i for i in range(len(kept), 8)), 1)
+
+    def complete(self, asked):
+        return [[self.goes_on(tuple(a.prefix[1:]))] * self._samples for a in asked]
+
+
+@pytest.mark.parametrize("kind", ["cheapest", "binary"])
+def test_labels_of_a_policy_without_chance_are_those_of_testing_every_line(monkeypatch, kind):
+    """Every line, K completions each, every program executed: the naive way, in a loop."""
+    k = 8
+    group, expected, naive_tokens, naive_executions = [], [], 0, 0
+    for truth in range(8):
+        ids = (*range(truth), *(50 + i for i in range(truth, 8)), 1)
+        one = dataclasses.replace(response(8, truth, True), ids=ids)
+        saved = []
+        for m in range(1, 9):
+            rows = [Determined.goes_on(ids[:m]) for _ in range(k)]
+            saved.append(any((*ids[:m], *row) == (*range(8), 1) for row in rows))
+            naive_tokens += sum(map(len, rows))
+            naive_executions += k
+        group.append(one)
+        expected.append((saved + [False]).index(False))
+    judged = []
+
+    def judge(problem, program):
+        judged.append(program)
+        future: Future = Future()
+        passed = json.loads(program) == [*range(8), 1]
+        future.set_result(SimpleNamespace(status="passed" if passed else "failed"))
+        return future
+
+    monkeypatch.setattr(probing, "PrefixCompleter", Determined)
+    label = LabelConfig(samples_per_prefix=k, wave=2, search=kind)  # type: ignore[arg-type]
+    run = made_up_run(Config(label=label), judge)
+    searcher = search_stage.Searcher(run, Memo(), group)
+    nothing = SimpleNamespace(get=lambda key: None, put_all=lambda units: None)
+    searcher.run(None, 1, group, nothing)
+    assert [r.m_star for r in group] == expected == list(range(8))
+    spent = searcher.spent
+    assert spent.executions == len(judged) <= naive_executions / 5
+    if kind == "cheapest":
+        assert spent.sampled_tokens <= naive_tokens / 4
+        # A completion through the response's own lines was drawn from their prefixes too.
+        assert all(r.passes[r.m_star - 1] > 0 for r in group if r.m_star)
+
+
+@pytest.mark.parametrize("kind", ["cheapest", "binary"])
+def test_a_prefix_is_given_up_once_a_pass_is_unlikely(monkeypatch, kind):
+    found = {}
+    for settle in (0.0, 0.2):
+        group = [response(4, 0, True)]
+        label = LabelConfig(samples_per_prefix=20, wave=2, search=kind, settle=settle)
+        searched(monkeypatch, group, kind, label=label)
+        assert group[0].m_star == 0
+        found[settle] = int(group[0].samples.max())
+    assert found[0.0] == 20
+    after = found[0.2]
+    assert chance_of_a_pass(after, 20 - after) < 0.2 <= chance_of_a_pass(after - 2, 22 - after)
 
 
 def test_a_killed_search_goes_on_from_its_last_probes(monkeypatch, tmp_path):

@@ -209,12 +209,17 @@ class LabelConfig(Section):
     """Validation prompts that each checkpoint answers: these responses judge the PRM."""
     samples_per_prefix: int = 8
     """K: completions per probed prefix; the paper has 20."""
-    wave: int = 4
+    wave: int = 2
     """Completions sampled at a time; a prefix is settled by the first wave with a pass."""
+    settle: float = 0.0
+    """A prefix without a pass is given up before its K-th completion once the chance that one of
+    the rest passes is below this (`chance_of_a_pass`). 0: always K completions (paper)."""
     temperature: float = 1.0
     """Of the responses and of the completions."""
-    search: Literal["binary", "dense"] = "binary"
-    """binary: about log2 of the lines in probes (paper). dense: every prefix is probed."""
+    search: Literal["cheapest", "binary", "dense"] = "cheapest"
+    """binary: the middle of what is open, about log2 of the lines in probes (paper). cheapest: the
+    prefix that settles the rest at the least expected cost; and a completion that goes on with the
+    response's own next lines is a sample of their prefixes too. dense: every prefix is probed."""
     neutral_comments: bool = True
     """Comments are labelled 0 (paper), so that they earn nothing; if not, as any other line."""
     completer: Literal["policy", "best"] = "best"
@@ -231,7 +236,8 @@ class LabelConfig(Section):
             self.samples_per_prefix % self.wave == 0,
             f"a divisor of samples_per_prefix = {self.samples_per_prefix}",
         )
-        self._one_of("search", "binary", "dense")
+        self._require("settle", 0 <= self.settle < 1, "at least 0 and below 1")
+        self._one_of("search", "cheapest", "binary", "dense")
         self._one_of("completer", "policy", "best")
 
 

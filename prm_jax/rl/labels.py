@@ -68,6 +68,41 @@ def search_update(
     )
 
 
+def cheapest_probe(
+    lo: int, hi: int, cost_of_failure: Float[np.ndarray, "M"], cost_of_success: float
+) -> int:
+    """The prefix to test next, lo+1..hi, so that m* in lo..hi is found at the least expected cost.
+
+    V(l, h) = min over m of p (c_success + V(m, h)) + (1 - p) (c_failure[m] + V(l, m - 1)), with
+    V(l, l) = 0 and p = (h - m + 1) / (h - l + 1): all m* in l..h are taken to be equally likely.
+    `cost_of_failure[m - 1]` is that of prefix m. A test that succeeds ends with the first pass and
+    one that fails takes all K completions, so the middle is seldom the cheapest; where both cost
+    the same, this is a binary search.
+    """
+    width = hi - lo
+    value = np.zeros((width + 1, width + 1))
+    best = 0
+    for length in range(1, width + 1):
+        for low in range(width - length + 1):
+            high = low + length
+            m = np.arange(low + 1, high + 1)
+            p = (high - m + 1) / (length + 1)
+            costs = p * (cost_of_success + value[m, high])
+            costs += (1 - p) * (cost_of_failure[lo + m - 1] + value[low, m - 1])
+            best = int(costs.argmin())
+            value[low, high] = costs[best]
+    return lo + best + 1
+
+
+def chance_of_a_pass(failed: int, left: int) -> float:
+    """P(one of the next `left` completions of a prefix passes | the first `failed` did not).
+
+    left / ((failed + 2) (failed + 1 + left)): a prefix is dead, or passes at an unknown rate that
+    is uniform in 0..1, and either is as likely before the first completion.
+    """
+    return left / ((failed + 2) * (failed + 1 + left))
+
+
 @dataclasses.dataclass(frozen=True)
 class Transition:
     """The transition step of one response and the tests that found it, in order."""

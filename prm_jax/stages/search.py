@@ -12,6 +12,8 @@ import numpy as np
 
 from prm_jax.rl.labels import (
     DenseTransition,
+    chance_of_a_pass,
+    cheapest_probe,
     dense_transition,
     next_probe,
     search_start,
@@ -103,7 +105,8 @@ class Searcher:
 
     def run(self, params: Any, completer: int, group: Sequence[Response], journal: Journal) -> None:
         """Searches some of the responses; the policy numbered `completer` completes them."""
-        of_kind = self._dense if self._run.config.label.search == "dense" else self._binary
+        kinds = {"cheapest": self._cheapest, "binary": self._binary, "dense": self._dense}
+        of_kind = kinds[self._run.config.label.search]
         title = f"label: searches with checkpoint {completer}" if completer else "label: searches"
         searches = [(r.problem, r.ids, of_kind(r)) for r in group]
         self._prober.run(params, completer, searches, journal, title)
@@ -116,6 +119,47 @@ class Searcher:
             passed = yield from self._settled(response, step)
             state = search_update(state, np.array([passed]), np.array([True]))
         response.m_star = int(state.lo[0])
+
+    def _cheapest(self, response: Response) -> Search:
+        """Algorithm 1 with the prefix that is cheapest to test, and every sample put to use.
+
+        A completion that begins with the response's own next lines has been drawn from their
+        prefixes as well: it counts as one of their K. Its pass settles them all.
+        """
+        config = self._run.config.label
+        k, n = config.samples_per_prefix, response.open_steps
+        prefixes = [prefix_of(self._run, response, step) for step in range(1, n + 1)]
+        passes, samples = response.passes, response.samples
+        waves = [0] * n
+        while True:
+            lo = int(max(np.flatnonzero(passes) + 1, default=0))
+            dead = [m for m in range(lo + 1, n + 1) if self._given_up(int(samples[m - 1]))]
+            hi = min(dead, default=n + 1) - 1
+            if lo == hi:
+                break
+            left = np.maximum(k - samples[:n], 1).astype(np.float64)
+            step = cheapest_probe(lo, hi, left, cost_of_success=float(config.wave))
+            attempts = yield Probe(step, waves[step - 1], prefixes[step - 1])
+            self._spend(response, attempts, new_probe=waves[step - 1] == 0)
+            waves[step - 1] += 1
+            for attempt in attempts:
+                for m in range(step, n + 1):
+                    if attempt.ids[: len(prefixes[m - 1])] != prefixes[m - 1]:
+                        break
+                    samples[m - 1] += 1
+                    passes[m - 1] += attempt.passed
+        response.m_star = lo
+
+    def _given_up(self, failed: int) -> bool:
+        """Whether a prefix is dead after so many completions without a pass."""
+        config = self._run.config.label
+        left = config.samples_per_prefix - failed
+        return left <= 0 or chance_of_a_pass(failed, left) < config.settle
+
+    def _spend(self, response: Response, attempts: list[Attempt], *, new_probe: bool) -> None:
+        if response.split == "train":
+            self.spent.probes += new_probe
+            self.spent.add(attempts)
 
     def _dense(self, response: Response) -> Search:
         """Every prefix."""
@@ -130,12 +174,12 @@ class Searcher:
         """
         config = self._run.config.label
         for wave in range(config.samples_per_prefix // config.wave):
-            attempts = yield Probe(step, wave, _prefix(self._run, response, step))
+            if self._given_up(int(response.samples[step - 1])):
+                break
+            attempts = yield Probe(step, wave, prefix_of(self._run, response, step))
             response.samples[step - 1] += len(attempts)
             response.passes[step - 1] += sum(a.passed for a in attempts)
-            if response.split == "train":
-                self.spent.probes += wave == 0
-                self.spent.add(attempts)
+            self._spend(response, attempts, new_probe=wave == 0)
             if any(a.passed for a in attempts):
                 return True
         return False
@@ -163,7 +207,7 @@ def against_binary_search(train: list[Response]) -> dict[str, float | int]:
     }
 
 
-def _prefix(run: Run, response: Response, step: int) -> tuple[int, ...]:
+def prefix_of(run: Run, response: Response, step: int) -> tuple[int, ...]:
     """The tokens of the first `step` steps of a response.
 
     A tokenizer that joins a newline with the next line's indentation is cut at the newline: the

@@ -281,10 +281,17 @@ def _read_problems(name: str) -> dict[str, _Problem]:
     A file need not hold whole problems: rows of task_id and tests are enough.
     """
     # These load TensorFlow Datasets: only when asked for.
-    from prm_jax.problems import BUILT_IN, ProblemsError, load_problems, read_problems
+    from prm_jax.problems import (
+        BUILT_IN,
+        ProblemsError,
+        data_folder,
+        load_problems,
+        read_problems,
+    )
 
     if name in BUILT_IN:
-        sets = load_problems(ProblemsConfig(name=name), Path(_DATA_FOLDER), Limits())
+        folder = data_folder(name, Path(_DATA_FOLDER))
+        sets = load_problems(ProblemsConfig(name=name), folder, Limits())
         found = [*sets.train, *sets.validation, *(p for ps in sets.held_out.values() for p in ps)]
         return {problem.task_id: _Problem(problem.tests) for problem in found}
     if Path(name).is_file() and not _is_published(Path(name)):

@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from prm_jax.config import ChainsConfig, ConfigError, ProblemsConfig
-from prm_jax.problems import load_problems
+from prm_jax.problems import data_folder, load_problems
+from prm_jax.problems import sets as problem_sets
 from prm_jax.problems.chains import generator
 from prm_jax.problems.chains.operations import OPERATIONS, WORDINGS, Step
 from prm_jax.types import Limits, Problem
@@ -348,6 +349,18 @@ def test_a_second_load_reads_the_same_and_prepares_nothing(sets, data_dir, monke
     again = load(SMALL, data_dir, Limits(cpu_s=0.5))
     assert again.held_out["test"] == sets.held_out["test"] and again.asked == sets.asked
     assert list(again.sft) == list(sets.sft)
+
+
+def test_built_in_sets_lie_in_one_folder_for_each_generator(tmp_path, monkeypatch):
+    monkeypatch.setattr(problem_sets, "GENERATED", tmp_path / "shared")
+    beside = tmp_path / "beside"
+    folders = {name: data_folder(name, beside) for name in ("chains", "branches", "human_eval")}
+    assert folders["chains"].parent == folders["branches"].parent == tmp_path / "shared"
+    assert len(set(folders.values())) == 3 and folders["human_eval"] == beside
+    assert data_folder("chains", beside) == folders["chains"]
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(problem_sets, "GENERATED", tmp_path / "file")  # no folder can be made here
+    assert data_folder("chains", beside) == beside
 
 
 def test_other_settings_do_not_share_files(sets, data_dir):

@@ -3,7 +3,7 @@
 from prm_jax.problems.benchmarks import Benchmark, read_problems
 from prm_jax.problems.oracle import first_error
 from prm_jax.problems.rows import BadRow, ProblemsError
-from prm_jax.problems.sets import BUILT_IN, ProblemSets, load_problems
+from prm_jax.problems.sets import BUILT_IN, ProblemSets, data_folder, load_problems
 
 __all__ = [
     "BUILT_IN",
@@ -11,6 +11,7 @@ __all__ = [
     "Benchmark",
     "ProblemSets",
     "ProblemsError",
+    "data_folder",
     "first_error",
     "load_problems",
     "read_problems",

@@ -6,7 +6,6 @@ generators, every other set from a file that prm_jax/problems reads.
 
 import dataclasses
 import hashlib
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,10 +40,28 @@ class ProblemSets:
     asked: Mapping[str, Asked] = dataclasses.field(default_factory=dict)  # for the oracle, by task
 
 
+def data_folder(name: str, beside: Path) -> Path:
+    """Where a set is prepared: for a built-in one, in a folder that all runs of this user share.
+
+    It is named after the generator's own code. `beside` is for other sets, and where a home
+    cannot be written to.
+    """
+    if name not in BUILT_IN:
+        return beside
+    builder = chains_builder if name == "chains" else branches_builder
+    sources = sorted(Path(builder.__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    folder = GENERATED / digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return beside
+    return folder if os.access(folder, os.W_OK) else beside
+
+
 def load_problems(config: ProblemsConfig, data_dir: Path, limits: Limits) -> ProblemSets:
     """Reads the problem sets, preparing them under `data_dir` first if they are not there.
 
-    Built-in sets are kept where all runs find them, under `data_dir` only if that is not possible.
     Preparing is atomic: files are written beside their place and moved there when complete.
     `limits` is what each program may use where its problem does not say. Raises ConfigError for
     settings that cannot be fulfilled and for a set that has nothing to train on.
@@ -103,10 +120,9 @@ def _generated(
     read: Callable[[Mapping[str, Any]], Asked],
 ) -> ProblemSets:
     """The sets of a generator; `read` makes what a problem asks for of a builder's example."""
-    folder = _shared(kind) or data_dir
 
     def opened() -> tfds.core.GeneratorBasedBuilder:
-        return kind(data_dir=str(folder), config=settings, file_format="array_record")
+        return kind(data_dir=str(data_dir), config=settings, file_format="array_record")
 
     with quiet_tfds():
         builder = opened()
@@ -132,18 +148,6 @@ def _generated(
         held_out={split: splits[split] for split in judging},
         asked=asked,
     )
-
-
-def _shared(kind: type[tfds.core.GeneratorBasedBuilder]) -> Path | None:
-    """A folder that all runs of this user share, for what this very generator makes."""
-    sources = sorted(Path(inspect.getfile(kind)).parent.glob("*.py"))
-    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    folder = GENERATED / digest
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 class _View(Sequence[T], Generic[T]):

@@ -19,7 +19,13 @@ from prm_jax.config import Config, ConfigError, MeshConfig, PromptsConfig, Sandb
 from prm_jax.config_file import read_asking, read_config
 from prm_jax.metrics import MetricsLog, say
 from prm_jax.pretrained import check_weights, load_params, read_model_config
-from prm_jax.problems import BUILT_IN, ProblemSets, load_problems, read_problems
+from prm_jax.problems import (
+    BUILT_IN,
+    ProblemSets,
+    data_folder,
+    load_problems,
+    read_problems,
+)
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import make_mesh
 from prm_jax.stages.opening import assemble, load_tokenizer, read_tokenizer
@@ -177,7 +183,7 @@ def read_split(
     splits: dict[str, Sequence[Problem]] = {}
     stop_strings: tuple[str, ...] = ()
     if problems in BUILT_IN:
-        data_dir = (choice.model if is_run(choice.model) else out) / "problems"
+        data_dir = data_folder(problems, out / "problems")
         if not is_run(choice.model):
             say(f"{problems}: those of the default settings, since {choice.model} is no run")
         sets = load_problems(dataclasses.replace(config.problems, name=problems), data_dir, limits)

@@ -15,7 +15,7 @@ from prm_jax.config import Config, ConfigError, ModelConfig
 from prm_jax.metrics import MetricsLog, say
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.pretrained import read_model_config
-from prm_jax.problems import ProblemSets, load_problems
+from prm_jax.problems import ProblemSets, data_folder, load_problems
 from prm_jax.prompts import Prompts
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import batch_shards
@@ -34,7 +34,8 @@ def make_run(config: Config, workdir: Path, mesh: Mesh, sandbox: Sandbox, log: M
 
     @functools.cache
     def load() -> ProblemSets:
-        return load_problems(config.problems, workdir / "problems", config.sandbox.limits())
+        folder = data_folder(config.problems.name, workdir / "problems")
+        return load_problems(config.problems, folder, config.sandbox.limits())
 
     def parts() -> tuple[Tokenizer, ProblemSets]:
         return load_tokenizer(config, workdir, load), load()

@@ -58,7 +58,7 @@ def probe_sizes(config: Config, *, searches: int, longest: int) -> dict[str, int
     """The sizes of a PrefixCompleter; `longest` is in tokens of a response with its prompt."""
     groups = max(1, config.decode_rows // config.label.wave)
     return {
-        "places": max(1, min(PLACES * groups, searches)),
+        "places": max(1, min(PLACES * groups, config.device_batch, searches)),
         "width": -(-longest // WIDTH_STEP) * WIDTH_STEP,
         "completion_tokens": config.max_completion_tokens,
         "samples": config.label.wave,

@@ -7,6 +7,11 @@
 
 FILE is sanitized-mbpp.json (CC-BY-4.0) of github.com/google-research/google-research, folder mbpp.
 The weights (Apache-2.0, 4 bits) are read to float32.
+
+Measured on two cores with JAX 0.10.2: 28 CPU minutes, 40 minutes beside other work, 18 GiB at most.
+Greedy pass@1 on the first 48 test problems, seed 0: SFT .146 (.062-.250), RL .188 (.083-.312),
+RL + PRM .167 (.083-.271): six PPO steps of 16 rollouts show that every stage runs, and no more. All
+32 labelled responses failed; one of them had a line that could be saved.
 """
 
 from prm_jax.config import (
@@ -48,6 +53,7 @@ def get_config() -> Config:
             validation_prompts=4,
             samples_per_prefix=4,
             wave=4,
+            search="binary",
             temperature=0.6,
         ),
         prm=PRMConfig(

@@ -31,3 +31,9 @@ def settle_process() -> None:
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(arena_max, 1)
+
+
+def give_back_memory() -> None:
+    """Returns freed memory to the system, for instance after a stage."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -28,7 +28,7 @@ from prm_jax import __version__, hosts
 from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.config_file import differences, load_config, read_config
 from prm_jax.metrics import MetricsLog, NonFiniteMetric, duration, say
-from prm_jax.process import settle_process
+from prm_jax.process import give_back_memory, settle_process
 from prm_jax.profiling import Profiler
 from prm_jax.report import ReportError, write_report
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
@@ -272,6 +272,7 @@ def _run_stage(stage: str, run: Run) -> None:
             evaluate(run)
         case "report":
             _report(run.workdir)
+    give_back_memory()
     say(f"{stage}: done in {duration(time.perf_counter() - begun_s)}")
 
 

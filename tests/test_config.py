@@ -37,7 +37,7 @@ def group(**settings) -> PPOConfig:
         (lambda: ModelConfig(heads=3, kv_heads=2), "model.kv_heads = 2"),
         (lambda: ModelConfig(head_dim=7), "model.head_dim = 7"),
         (lambda: MeshConfig(data=-1, fsdp=-1), "at most one axis"),
-        (lambda: LabelConfig(samples_per_prefix=10, wave=4), "label.wave = 4"),
+        (lambda: LabelConfig(samples_per_prefix=10, wave=4), "label.wave = 2"),
         (lambda: ChainsConfig(long_horizons=(7, 9)), "problems.chains.long_horizons"),
         (lambda: Config(ppo=PPOConfig(steps=2)), "label.checkpoints = 4"),
         (lambda: PPOConfig(critic_lambda=1.5), "ppo.critic_lambda = 1.5"),
@@ -56,7 +56,7 @@ def group(**settings) -> PPOConfig:
         (lambda: PRMConfig(target="soft"), "prm.target = 'soft'"),  # type: ignore[arg-type]
         (lambda: PRMConfig(loss_on="last"), "prm.loss_on = 'last'"),  # type: ignore[arg-type]
         (lambda: PRMConfig(target="rate", loss_on="outcome"), "prm.target = 'rate'"),
-        (lambda: Config(prm=PRMConfig(target="rate")), "label.wave = 4"),
+        (lambda: Config(prm=PRMConfig(target="rate")), "label.wave = 2"),
     ],
 )
 def test_refusals_name_field_and_value(make, said):

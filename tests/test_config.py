@@ -37,7 +37,7 @@ def group(**settings) -> PPOConfig:
         (lambda: ModelConfig(heads=3, kv_heads=2), "model.kv_heads = 2"),
         (lambda: ModelConfig(head_dim=7), "model.head_dim = 7"),
         (lambda: MeshConfig(data=-1, fsdp=-1), "at most one axis"),
-        (lambda: LabelConfig(samples_per_prefix=10, wave=4), "label.wave = 2"),
+        (lambda: LabelConfig(samples_per_prefix=10, wave=4), "label.wave = 4"),
         (lambda: ChainsConfig(long_horizons=(7, 9)), "problems.chains.long_horizons"),
         (lambda: Config(ppo=PPOConfig(steps=2)), "label.checkpoints = 4"),
         (lambda: PPOConfig(critic_lambda=1.5), "ppo.critic_lambda = 1.5"),

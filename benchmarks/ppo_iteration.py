@@ -25,7 +25,7 @@ def main() -> None:
             turns.say(iteration=step, **total, parts=parts)
         turns.say(peak_gib=reference.peak_gib())
         return
-    rate = roofline.best_product_rate()
+    rate, flops = roofline.best_product_rate(), reference.PPO().flops()
     found = {
         name: [row for row in rows if row.get("iteration") != 0]
         for name, rows in turns.take_turns("benchmarks.ppo_iteration", "ppo", options).items()
@@ -47,7 +47,7 @@ def main() -> None:
     head = ["", "CPU s", "wall s", "ours / its CPU", "peak GiB", "ours / its memory"]
     by_part = [row["parts"] for row in found["ours"] if "parts" in row]
     parts = {name: turns.median([p[name] for p in by_part], "cpu_s") for name in by_part[0]}
-    reached = reference.PPO().flops()["update"] / parts["update"] / rate
+    reached = flops["update"] / parts["update"] / rate
     text = (
         f"{turns.table(head, lines)}\n\nours by part, CPU s: "
         + ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())

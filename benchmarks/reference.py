@@ -117,21 +117,31 @@ class PPO:
         import jax
 
         from prm_jax.plan.arithmetic import flops
+        from prm_jax.steps.sample import sampling_program
+
+        policy, _, mesh = models()
+        sample = sampling_program(
+            policy, mesh, completion_tokens=C, samples_per_prompt=1, temperature=1.0,
+            eos_ids=(VOCAB,),
+        )  # fmt: skip
+        key = self._key(0)
+        inputs = self.states[0].params, *prompts(), self._budget, key, None, None
 
         def of(function: Any, *arguments: Any) -> float:
             return flops(jax.make_jaxpr(function)(*arguments).jaxpr, most_trips=C)
 
-        key = self._key(0)
-        inputs = self.states[0].params, *prompts(), self._budget, key
-        samples = jax.eval_shape(self.sample, *inputs)
-        scoring = self.reference, self.states[1].params, None, samples
-        scores = jax.eval_shape(self.score, *scoring)
-        batch, _ = jax.eval_shape(lambda *x: self.experience(self._rollout(*x)), samples, *scores)
-        return {
-            "sample": of(self.sample, *inputs),
-            "score": of(self.score, *scoring),
-            "update": of(self.update, *self.states, ({}, {}), batch, key),
-        }
+        with jax.set_mesh(mesh):
+            samples = jax.eval_shape(sample, *inputs)
+            scoring = self.reference, self.states[1].params, None, samples
+            scores = jax.eval_shape(self.score, *scoring)
+            batch, _ = jax.eval_shape(
+                lambda *x: self.experience(self._rollout(*x)), samples, *scores
+            )
+            return {
+                "sample": of(sample, *inputs),
+                "score": of(self.score, *scoring),
+                "update": of(self.update, *self.states, ({}, {}), batch, key),
+            }
 
     def _key(self, step: int) -> Any:
         import jax

@@ -13,6 +13,7 @@ from typing import Any
 
 VOCAB, PAD = 1024, 1023
 B, P, C = 64, 64, 128
+ROWS_AT_ONCE = 8  # of our forward and backward passes
 ENDS = tuple(range(1, 21))  # with 20 ends of 1,024 a random model writes some 50 tokens
 
 
@@ -86,7 +87,9 @@ class PPO:
             policy, mesh, completion_tokens=C, samples_per_prompt=1, temperature=1.0,
             eos_ids=(VOCAB,),
         )  # fmt: skip
-        self.score = make_score(policy, scalar, mesh, prompt_tokens=P, temperature=1.0)
+        self.score = make_score(
+            policy, scalar, mesh, prompt_tokens=P, temperature=1.0, rows_at_once=ROWS_AT_ONCE
+        )
         self.experience = make_experience(
             mesh, lam_fail=0.0, lam_pass=0.0, kl_coef=0.04, gamma=1.0, gae_lambda=0.95
         )
@@ -94,7 +97,7 @@ class PPO:
             policy, scalar, tx, tx, mesh,
             *(jax.tree.map(lambda x: x.sharding, state) for state in self.states),
             prompt_tokens=P, epochs=1, minibatches=1, temperature=1.0, clip_low=0.2,
-            clip_high=0.2, value_clip=0.2, rows_at_once=16,
+            clip_high=0.2, value_clip=0.2, rows_at_once=ROWS_AT_ONCE,
         )  # fmt: skip
         self._outcome = jnp.asarray(np.arange(B) % 2, jnp.float32)
         self._budget = np.full(B, C, np.int32)

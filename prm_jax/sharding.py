@@ -7,7 +7,7 @@ replicated unless a table says so.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -135,6 +135,29 @@ def _constrain(x: jax.Array, names: Sequence[str | None], rules: Rules, kind: st
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split; batch sizes must be multiples of it."""
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def map_rows(function: Callable[[Any], Any], batch: Any, shards: int, rows_at_once: int) -> Any:
+    """`function(batch)` for a function of rows, at most `rows_at_once` of each device at a time.
+
+    The arrays of `batch` and of the result are `[rows, ...]`. Fewer rows at a time need less
+    memory. The parts are equal: the largest divisor of a device's rows that is not more.
+    """
+    rows = jax.tree.leaves(batch)[0].shape[0] // shards
+    at_once = next(n for n in range(max(1, min(rows, rows_at_once)), 0, -1) if rows % n == 0)
+    if at_once == rows:
+        return function(batch)
+    parts = rows // at_once
+
+    def parted(x: jax.Array) -> jax.Array:  # each part has rows of every device
+        x = x.reshape(shards, parts, at_once, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(parts, shards * at_once, *x.shape[3:])
+
+    def joined(x: jax.Array) -> jax.Array:
+        x = x.reshape(parts, shards, at_once, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(shards * rows, *x.shape[3:])
+
+    return jax.tree.map(joined, jax.lax.map(function, jax.tree.map(parted, batch)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

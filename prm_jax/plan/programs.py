@@ -249,7 +249,14 @@ def _ppo(parts: _Parts) -> Iterator[Program]:
     )
     yield Program(
         "ppo/score",
-        make_score(parts.policy, parts.scalar, mesh, prompt_tokens=parts.prompt, temperature=1.0),
+        make_score(
+            parts.policy,
+            parts.scalar,
+            mesh,
+            prompt_tokens=parts.prompt,
+            temperature=1.0,
+            rows_at_once=parts.config.mesh.rows_at_once,
+        ),  # fmt: skip
         (
             reference,
             None if critic is None else join(critic.params, critic_frozen),

@@ -126,6 +126,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
         run.mesh,
         prompt_tokens=rollouts.width,
         temperature=config.temperature,
+        rows_at_once=run.config.mesh.rows_at_once,
     )
     experience = make_experience(
         run.mesh,

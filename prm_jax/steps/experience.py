@@ -25,7 +25,7 @@ from prm_jax.rl.losses import (
     recalibrate,
 )
 from prm_jax.rl.rewards import kl_penalties, token_rewards
-from prm_jax.sharding import batch_sharding, replicated
+from prm_jax.sharding import batch_sharding, batch_shards, map_rows, replicated
 from prm_jax.types import PPOBatch, Rollout, Samples
 
 Metrics = dict[str, jax.Array]
@@ -38,35 +38,40 @@ def make_score(
     *,
     prompt_tokens: int,
     temperature: float,
+    rows_at_once: int = 0,
 ) -> Callable[[Any, Any, Any, Samples], tuple[jax.Array, jax.Array, jax.Array]]:
     """A jitted `(ref_params, critic_params, prm_params, samples) -> (ref_logp, values, scores)`.
 
     `prompt_tokens` is P, the columns of the grid that hold prompts.
     `critic_params` and `prm_params` may be None: then the values or the scores are zeros, and the
     forward pass is not compiled.
+    `rows_at_once` > 0 bounds the rows that each device reads at a time.
     All are `[B, T]` float32; log-probs are of the distribution at `temperature`, the sampler's.
     """
     rows = batch_sharding(mesh)
 
     def score(ref_params, critic_params, prm_params, samples: Samples):
-        tokens, valid = samples.tokens, samples.valid
-        ref_logp, _ = token_logps(
-            policy,
-            ref_params,
-            tokens,
-            valid,
-            temperature=temperature,
-            prompt_tokens=prompt_tokens,
-        )
-        if critic_params is None:
-            values = jnp.zeros(tokens.shape, jnp.float32)
-        else:
-            values = state_values(scalar, critic_params, tokens, valid, prompt_tokens=prompt_tokens)
-        if prm_params is None:
-            scores = jnp.zeros(tokens.shape, jnp.float32)
-        else:
-            scores = prefix_scores(scalar, prm_params, tokens, valid, prompt_tokens=prompt_tokens)
-        return ref_logp, values, scores
+        def of_rows(part: tuple[jax.Array, jax.Array]):
+            tokens, valid = part
+            ref_logp, _ = token_logps(
+                policy,
+                ref_params,
+                tokens,
+                valid,
+                temperature=temperature,
+                prompt_tokens=prompt_tokens,
+            )
+            values = scores = jnp.zeros(tokens.shape, jnp.float32)
+            read = {"prompt_tokens": prompt_tokens}
+            if critic_params is not None:
+                values = state_values(scalar, critic_params, tokens, valid, **read)
+            if prm_params is not None:
+                scores = prefix_scores(scalar, prm_params, tokens, valid, **read)
+            return ref_logp, values, scores
+
+        batch = samples.tokens, samples.valid
+        at_once = rows_at_once or samples.tokens.shape[0]
+        return map_rows(of_rows, batch, batch_shards(mesh), at_once)
 
     return jax.jit(score, out_shardings=rows)
 

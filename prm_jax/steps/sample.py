@@ -24,6 +24,7 @@ from prm_jax.sharding import (
     batch_sharding,
     batch_shards,
     constrain,
+    map_rows,
     replicated,
 )
 from prm_jax.steps.decode import Completions, Queue, decode
@@ -189,8 +190,7 @@ def read_prompts(
 
     Attention over all of them at once would need N x heads x P x P numbers.
     """
-    n, p = tokens.shape[0] // shards, tokens.shape[1]
-    at_once = next(m for m in range(min(n, max(1, READ_TOKENS // p)), 0, -1) if n % m == 0)
+    p = tokens.shape[1]
 
     def read(part: tuple[Array, Array]) -> tuple[KeyValue, ...]:
         # The hidden states are of no use here: the last layer computes no more than one.
@@ -198,19 +198,8 @@ def read_prompts(
         apply: Any = functools.partial(model.apply, {"params": params})
         return tuple(apply(tokens, valid, first=p - 1, method="hidden")[1])
 
-    if at_once == n:
-        return read((tokens, valid))
-
-    def parted(x: Array) -> Array:  # each part has rows of every shard
-        x = x.reshape(shards, n // at_once, at_once, *x.shape[1:])
-        return x.swapaxes(0, 1).reshape(n // at_once, shards * at_once, *x.shape[3:])
-
-    def joined(x: Array) -> Array:
-        x = x.reshape(n // at_once, shards, at_once, *x.shape[2:])
-        x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
-        return constrain(x, "batch", "kv_heads", "time", "head_dim")
-
-    return jax.tree.map(joined, jax.lax.map(read, (parted(tokens), parted(valid))))
+    found = map_rows(read, (tokens, valid), shards, READ_TOKENS // p)
+    return jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", "time", "head_dim"), found)
 
 
 class Choice(NamedTuple):

@@ -9,7 +9,9 @@ The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, and seconds by the
     ppo/score            3.43 GiB     0.7864 s
     ppo/policy_update    3.29 GiB     0.9965 s
     ppo/critic_update    3.26 GiB     0.8235 s
-    label/sample         1.63 GiB   <= 2.678 s
+    label/respond        2.19 GiB   <= 2.497 s
+    label/read           1.41 GiB    0.05385 s
+    label/sample         2.34 GiB   <= 13.09 s
 """
 
 from prm_jax.config import (

@@ -9,7 +9,9 @@ The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, and seconds by the
     ppo/score            4.94 GiB      2.198 s
     ppo/policy_update    6.43 GiB      2.539 s
     ppo/critic_update    6.36 GiB      2.409 s
-    label/sample        12.74 GiB   <= 23.54 s
+    label/respond       12.71 GiB    <= 23.9 s
+    label/read           8.10 GiB     0.1631 s
+    label/sample        13.12 GiB    <= 95.7 s
 """
 
 from prm_jax.config import (

@@ -1,7 +1,6 @@
 """The options of the RL stages: partial credit, groups without a critic, a critic's warm-up."""
 
 import dataclasses
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -27,12 +26,7 @@ def with_ppo(**changes) -> Config:
 )
 def test_a_program_earns_what_the_settings_say_and_passes_or_not(outcome, wanted):
     verdicts = [Verdict("passed", 2, 2), Verdict("failed", 1, 2), Verdict("timeout", 0, 2)]
-    futures = []
-    for verdict in verdicts:
-        futures.append(Future())
-        futures[-1].set_result(verdict)
-    rollouts = SimpleNamespace(_run=SimpleNamespace(config=with_ppo(outcome=outcome)))
-    passed, earned = rl_stage._Rollouts.outcomes(rollouts, futures)
+    passed, earned = rl_stage.earned(verdicts, outcome).T
     assert passed.tolist() == [1, 0, 0]
     np.testing.assert_allclose(earned, wanted, rtol=1e-6)
     assert passed.dtype == earned.dtype == np.float32

@@ -7,6 +7,7 @@ DenseReward (`dense.enabled`) and ValueInit (`value_init`).
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any
@@ -84,6 +85,13 @@ def _n_tests(tests: Tests) -> int:
             return len(tests.cases)
         case CheckTests():
             return tests.code.count("assert")
+
+
+def earned(verdicts: Sequence[Verdict], outcome: str) -> np.ndarray:
+    """`[rows, 2]` float32: whether each program passes, and what it earns for that."""
+    passed = [float(verdict.passed) for verdict in verdicts]
+    worth = passed if outcome == "pass" else [partial_credit(verdict) for verdict in verdicts]
+    return np.stack([passed, worth], axis=1).astype(np.float32)
 
 
 def evenly_spaced(steps: int, n: int) -> list[int]:
@@ -305,11 +313,7 @@ class _Rollouts:
         """`(passed, outcome)` of all rows, float32: whether a program passes, what it earns."""
         with self._deadline():
             found = [verdict.result() for verdict in verdicts]
-        passed = np.array([verdict.passed for verdict in found], np.float32)
-        outcome = passed
-        if self._run.config.ppo.outcome != "pass":
-            outcome = np.array([partial_credit(verdict) for verdict in found], np.float32)
-        both = np.stack([passed, outcome], axis=1)
+        both = earned(found, self._run.config.ppo.outcome)
         both = hosts.gather_rows(self._rows[self._mine], both, self._run.config.ppo.rollouts)
         return both[:, 0], both[:, 1]
 

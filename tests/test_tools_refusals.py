@@ -130,7 +130,7 @@ def test_a_chat_model_needs_instructions(chat_model, capsys):
     ("options", "words"),
     [
         ({"k": "0"}, ["k = 0", "above 0"]),
-        ({"k": "6"}, ["k = 6 is not allowed with wave = 4", "multiple"]),
+        ({"k": "7"}, ["k = 7 is not allowed with wave = 2", "multiple"]),
         ({"wave": "0"}, ["wave = 0"]),
         ({"temperature": "0"}, ["label.temperature = 0"]),
         ({"jobs": "-1"}, ["sandbox.jobs = -1"]),

@@ -228,7 +228,8 @@ class World:
         }
         env.pop("CLOUDSDK_COMPUTE_ZONE", None)
         return subprocess.Popen(
-            ["bash", str(self.launch / script), *args],
+            # A shell cannot trap what was ignored at its start, as SIGINT is in a job with &.
+            ["env", "--default-signal=INT", "bash", str(self.launch / script), *args],
             env=env,
             text=True,
             stdin=subprocess.DEVNULL,

@@ -137,32 +137,42 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def map_rows(function: Callable[[Any], Any], batch: Any, shards: int, rows_at_once: int) -> Any:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of `[B, ...]`: the first dimension over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def parted_rows(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
+    """`[rows, ...]` as `[parts, rows / parts, ...]`, without moving a row to another device.
+
+    Each part has as many rows of every device.
+    """
+    shards = batch_shards(mesh)
+    x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+    x = x.reshape(parts, -1, *x.shape[3:])
+    spec = PartitionSpec(None, *batch_sharding(mesh).spec)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def map_rows(function: Callable[[Any], Any], batch: Any, mesh: Mesh, rows_at_once: int) -> Any:
     """`function(batch)` for a function of rows, at most `rows_at_once` of each device at a time.
 
     The arrays of `batch` and of the result are `[rows, ...]`. Fewer rows at a time need less
     memory. The parts are equal: the largest divisor of a device's rows that is not more.
     """
+    shards = batch_shards(mesh)
     rows = jax.tree.leaves(batch)[0].shape[0] // shards
     at_once = next(n for n in range(max(1, min(rows, rows_at_once)), 0, -1) if rows % n == 0)
     if at_once == rows:
         return function(batch)
     parts = rows // at_once
 
-    def parted(x: jax.Array) -> jax.Array:  # each part has rows of every device
-        x = x.reshape(shards, parts, at_once, *x.shape[1:]).swapaxes(0, 1)
-        return x.reshape(parts, shards * at_once, *x.shape[3:])
-
     def joined(x: jax.Array) -> jax.Array:
         x = x.reshape(parts, shards, at_once, *x.shape[2:]).swapaxes(0, 1)
         return x.reshape(shards * rows, *x.shape[3:])
 
-    return jax.tree.map(joined, jax.lax.map(function, jax.tree.map(parted, batch)))
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of `[B, ...]`: the first dimension over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    found = jax.lax.map(function, jax.tree.map(lambda x: parted_rows(x, parts, mesh), batch))
+    return jax.tree.map(joined, found)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -21,14 +21,16 @@ def token_of(prompt, age):
 def read(token, alive, cache):
     """Stands for a model: says what prompt a row reads, how old it is, and what it remembers.
 
-    What it writes into the ring is the row's age; so the sum over the columns that count as the
-    row's own is known.
+    What it writes is the row's age; so the sum over the columns that count as the row's own is
+    known.
     """
     rows = cache.length.shape[0]
     prompt = jnp.repeat(cache.prompt[0][0][:, 0, 0, 0], rows // cache.prompt_valid.shape[0])
     keys, values = cache.completion[0]
     written = (cache.length + 1.0)[:, None, None, None]
-    keys = jax.lax.dynamic_update_slice_in_dim(keys, written, cache.column, axis=2)
+    keys = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))(
+        keys, written, cache.length
+    )
     remembered = jnp.where(cache.completion_valid(), keys[:, 0, :, 0], 0).sum(axis=1)
     seen = cache.prompt_valid.sum(axis=1).repeat(rows // cache.prompt_valid.shape[0])
     read = jnp.stack([prompt, cache.length, remembered, seen, token[:, 0]], axis=1)
@@ -71,6 +73,7 @@ def run(lengths, limit, *, samples, rows, shards=1, count=None):
         ),
         samples=samples,
         rows=rows,
+        positions=P + C,
         shards=shards,
         pad_id=PAD,
         eos_ids=(EOS,),

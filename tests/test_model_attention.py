@@ -58,9 +58,10 @@ def test_attention_is_what_loops_compute(heads, t, spared, seed):
 
 @pytest.mark.parametrize(("heads", "kv_heads", "samples"), [(2, 2, 1), (4, 2, 3), (2, 1, 2)])
 def test_cached_attention_equals_attention_over_prompt_and_completion(heads, kv_heads, samples):
-    n, p, c, head_dim, read = 2, 5, 4, 8, 2
+    n, p, c, head_dim = 2, 5, 4, 8
     rng = np.random.default_rng(0)
     batch = n * samples
+    read = rng.integers(0, c, batch)  # rows that began at different times
     prompt_key, prompt_value = arrays(rng, *[(n, kv_heads, p, head_dim)] * 2)
     keys, values = arrays(rng, *[(batch, kv_heads, c, head_dim)] * 2)
     query, key, value = arrays(
@@ -71,27 +72,32 @@ def test_cached_attention_equals_attention_over_prompt_and_completion(heads, kv_
         prompt=((jnp.asarray(prompt_key), jnp.asarray(prompt_value)),),
         prompt_valid=jnp.asarray(valid),
         completion=((jnp.asarray(keys), jnp.asarray(values)),),
-        column=jnp.int32(read),
-        length=jnp.full(batch, read),
+        length=jnp.asarray(read),
+        limit=p + c,
     )
     out, (new_keys, new_values) = cached_attention(
         jnp.asarray(query), jnp.asarray(key), jnp.asarray(value), cache, 0
     )
+    for row, t in enumerate(read):
+        prompt = row // samples
 
-    def whole(of_prompt, of_completion, new):
-        repeated = np.repeat(of_prompt, samples, axis=0)
-        return np.concatenate([repeated, of_completion[:, :, :read], new], axis=2)
+        def whole(of_prompt, of_completion, new, row=row, t=t, prompt=prompt):
+            parts = of_prompt[prompt], of_completion[row, :, :t], new[row]
+            return np.concatenate(parts, axis=1)[None]
 
-    all_valid = np.concatenate([np.repeat(valid, samples, 0), np.ones((batch, read + 1), bool)], 1)
-    expected = attention_by_loops(
-        query, whole(prompt_key, keys, key), whole(prompt_value, values, value), all_valid
-    )
-    np.testing.assert_allclose(out, expected, atol=2e-6)
-    for old, new, written in ((keys, new_keys, key), (values, new_values, value)):
-        np.testing.assert_array_equal(new[:, :, read], written[:, :, 0])
-        np.testing.assert_array_equal(np.delete(new, read, 2), np.delete(old, read, 2))
-    assert cache.slots == p + c
-    np.testing.assert_array_equal(cache.positions()[:, 0], np.repeat([3 + read, 1 + read], samples))
+        all_valid = np.concatenate([valid[prompt], np.ones(t + 1, bool)])[None]
+        expected = attention_by_loops(
+            query[row][None],
+            whole(prompt_key, keys, key),
+            whole(prompt_value, values, value),
+            all_valid,
+        )
+        np.testing.assert_allclose(out[row], expected[0], atol=2e-6)
+        for old, new, written in ((keys, new_keys, key), (values, new_values, value)):
+            np.testing.assert_array_equal(new[row, :, t], written[row, :, 0])
+            np.testing.assert_array_equal(np.delete(new[row], t, 1), np.delete(old[row], t, 1))
+    expected_positions = np.repeat([3, 1], samples) + read
+    np.testing.assert_array_equal(cache.positions()[:, 0], expected_positions)
 
 
 def test_rotation_turns_the_pair_i_and_i_plus_half_by_position_times_frequency():

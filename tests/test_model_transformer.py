@@ -183,7 +183,7 @@ def test_decoding_through_the_cache_equals_the_full_forward_pass(config):
 
     @jax.jit
     def decode(written, token, t):
-        cache = Cache(read, valid, written, t, jnp.full(n * samples, t))
+        cache = Cache(read, valid, written, jnp.full(n * samples, t), p + c)
         return model.apply({"params": params}, token, token > 0, cache, method="hidden")
 
     steps = []

@@ -76,7 +76,7 @@ def greedy(model, params, prompt, n):
 
     @jax.jit
     def decode(written, token, t):
-        cache = Cache(read, valid, written, t, t[None])
+        cache = Cache(read, valid, written, t[None], len(prompt) + n)
         hidden, written = apply(token, token >= 0, cache, method="hidden")
         return apply(hidden, method="logits"), written
 

@@ -40,7 +40,8 @@ def completer(name="one", **settings):
         mesh(name),
         jax.random.key(5),
         **({
-            "places": 8, "width": WIDTH, "completion_tokens": C, "samples": K, "rows": 8,
+            "places": 8, "width": WIDTH, "positions": WIDTH + C, "completion_tokens": C,
+            "samples": K, "rows": 8,
             "choice": Choice(1.0), "eos_ids": (EOS,),
         } | settings),
     )  # fmt: skip
@@ -96,6 +97,26 @@ def test_neither_company_nor_place_nor_the_number_of_rows_changes_what_is_drawn(
         parts += other.complete([moved])
     assert parts == whole
     assert other.complete(PROBES[::-1]) == whole[::-1]
+
+
+def test_what_is_computed_for_a_prefix_is_the_same_to_the_last_bit_in_any_company(monkeypatch):
+    """Else a verdict that comes later, or a kill, could change what is drawn."""
+    found = []
+    for before, others, place in (([], [], 0), (PROBES, PROBES[:5], 7), (PROBES[3:], PROBES, 4)):
+        made = completer()
+        sample, logps = made._sample, []
+        monkeypatch.setattr(
+            made, "_sample", lambda *a, s=sample, seen=logps: seen.append(s(*a)) or seen[-1]
+        )
+        if before:
+            made.complete(before)
+        probe = asked(place, 3, 5)
+        made.complete([*(one for one in others if one.place != place), probe])
+        here = slice(place * K, place * K + K)
+        found.append([np.asarray(x[here]) for x in logps[-1]])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_other_numbers_draw_other_completions():

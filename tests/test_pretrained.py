@@ -80,7 +80,7 @@ def test_cached_decoding_gives_the_logits_of_transformers(name, folder):
 
     @jax.jit
     def decode(written, token, t):
-        cache = Cache(read, valid, written, t, t[None])
+        cache = Cache(read, valid, written, t[None], 2 + len(row))
         hidden, written = apply(token, token != PAD, cache, method="hidden")
         return apply(hidden, method="logits")[0, 0], written
 

@@ -19,7 +19,7 @@ from prm_jax.rl.lines import split_lines
 from prm_jax.sharding import init_params, make_mesh
 from prm_jax.stages import probing
 from prm_jax.stages import search as search_stage
-from prm_jax.stages.attempts import Memo, Sampling, Start
+from prm_jax.stages.attempts import Judge, Memo, Sampling, Start
 from prm_jax.stages.batches import Batches, epoch_batches, left_pad, right_pad
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.programs import line_rows
@@ -185,9 +185,8 @@ def test_bulk_samples_are_the_same_on_one_device_and_on_eight(tmp_path):
 
 
 def test_equal_programs_are_run_once_and_counted_once(tmp_path):
-    memo = Memo()
     with Journal(tmp_path / "journal.jsonl") as journal:
-        starts, found, judge = sampled_in_bulk(ONE, journal, memo)
+        starts, found, judge = sampled_in_bulk(ONE, journal)
         assert len(set(judge.programs)) == len(judge.programs)
         assert sum(a.executed for row in found for a in row) == len(judge.programs) < 300
         for start, row in zip(starts, found, strict=True):
@@ -196,8 +195,21 @@ def test_equal_programs_are_run_once_and_counted_once(tmp_path):
                 assert attempt.sampled_tokens == len(attempt.ids) - len(start.prefix)
                 assert len(attempt.ids) <= 3
         # What is journaled is neither sampled nor run again, and fills the memo.
+        memo = Memo()
         _, again, judge = sampled_in_bulk(EIGHT, journal, memo)
         assert again == found and not judge.programs
+    with Journal(tmp_path / "another.jsonl") as journal:
+        _, known, judge = sampled_in_bulk(ONE, journal, memo)
+        assert not judge.programs and not any(a.executed for row in known for a in row)
+
+
+def test_what_was_executed_is_counted_once_though_a_kill_lost_the_run_that_was_counted():
+    run = SimpleNamespace(program=lambda problem, ids: str(ids[-1]))
+    problem = Problem("p", "", CallTests(()))
+    rows = [[[1, 7], "passed", True, 2], [[2, 7], "passed", False, 2], [[3, 8], "failed", True, 2]]
+    for kept in (rows, rows[1:], rows[::-1]):
+        found = Judge(run, Memo()).recall(problem, kept)
+        assert sum(attempt.executed for attempt in found) == 2  # two programs: 7 and 8
 
 
 def test_a_unit_about_other_starts_is_done_again(tmp_path):

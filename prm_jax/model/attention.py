@@ -6,10 +6,13 @@ padding, then averages over everything instead of becoming NaN.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from prm_jax.model.flash import on_tpu
 
 MASKED = -1e30
 
@@ -57,22 +60,17 @@ KeyValue = tuple[Float[Array, "_ kv_heads _ head_dim"], Float[Array, "_ kv_heads
 class Cache:
     """Keys and values of what was read: N prompts, and B = N x K completions that follow them.
 
-    The K completions of a prompt are adjacent rows and share its keys and values. All rows write
-    their next token into one column of a ring of C, whatever their own length: so rows may begin at
-    different times, and one slice is written. One entry per layer: a tuple of arrays is updated in
-    place in a loop, where one stacked array would be copied.
+    The K completions of a prompt are adjacent rows and share its keys and values. Each row writes
+    its next token into the column after its last, so what it computes does not depend on when the
+    others began. One entry per layer: a tuple of arrays is updated in place in a loop, where one
+    stacked array would be copied.
     """
 
     prompt: tuple[KeyValue, ...]  # [N, kv_heads, P, head_dim]
     prompt_valid: Bool[Array, "N P"]
     completion: tuple[KeyValue, ...]  # [B, kv_heads, C, head_dim]
-    column: Int[Array, ""]  # of C, where the next token of every row goes
     length: Int[Array, "B"]  # tokens of each completion read so far, less than C
-
-    @property
-    def slots(self) -> int:
-        """Tokens that one row can hold."""
-        return self.prompt_valid.shape[1] + self.completion[0][0].shape[2]
+    limit: int  # all positions are below it
 
     def positions(self) -> Int[Array, "B 1"]:
         """Of the token that is read next, one for each completion."""
@@ -82,9 +80,21 @@ class Cache:
 
     def completion_valid(self) -> Bool[Array, "B C"]:
         """Which columns hold a row's own tokens, the next one included."""
-        ring = self.completion[0][0].shape[2]
-        age = (self.column - jnp.arange(ring)) % ring
-        return age <= self.length[:, None]
+        columns = jnp.arange(self.completion[0][0].shape[2])
+        return columns <= self.length[:, None]
+
+
+def _written(
+    entries: Float[Array, "B kv_heads C head_dim"],
+    new: Float[Array, "B kv_heads 1 head_dim"],
+    column: Int[Array, "B"],
+) -> Float[Array, "B kv_heads C head_dim"]:
+    """The entries with each row's new one in its column."""
+    if on_tpu():  # one pass over memory, where a scatter would go from row to row
+        here = jnp.arange(entries.shape[2]) == column[:, None]
+        return jnp.where(here[:, None, :, None], new, entries)
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+    return jax.vmap(write)(entries, new, column)
 
 
 def cached_attention(
@@ -97,8 +107,7 @@ def cached_attention(
     """The output of `causal_attention` for one new token per completion, and its cache entry."""
     prompt_key, prompt_value = cache.prompt[layer]
     keys, values = cache.completion[layer]
-    keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.column, axis=2)
-    values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.column, axis=2)
+    keys, values = _written(keys, key, cache.length), _written(values, value, cache.length)
 
     batch, heads, _, head_dim = query.shape
     n, kv_heads, p, _ = prompt_key.shape

@@ -160,14 +160,14 @@ class Transformer(nn.Module):
 
         Without a cache: tokens may be padded on either side, position 0 is the first valid one,
         and the last layer spares the columns before `first`. With a cache: one new token for each
-        completion; the entries returned are the cache's, with the token written at `cache.column`.
+        completion; the entries returned are the cache's, with the token written at `cache.length`.
         """
         c = self.config
         if cache is None:
             positions = jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
             limit = tokens.shape[1]
         else:
-            positions, limit = cache.positions(), cache.slots
+            positions, limit = cache.positions(), cache.limit
         rotation = rotary_angles(positions, limit, c.head_dim, c.rope)
         x = embed(self.embedding.astype(c.dtype), tokens)
         key_values = []

@@ -338,7 +338,7 @@ def _sample(parts: _Parts) -> Iterator[Program]:
     made = prefix_programs(
         parts.policy,
         parts.mesh,
-        **probe_sizes(config, searches=asked, longest=parts.tokens),
+        **probe_sizes(config, searches=asked, prompt=parts.prompt, longest=parts.tokens),
         choice=Choice(1.0),
         eos_ids=parts.eos_ids,
     )

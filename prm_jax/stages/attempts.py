@@ -116,10 +116,17 @@ class Judge:
         return Attempt(judging.ids, status, judging.executed, judging.sampled_tokens)
 
     def recall(self, problem: Problem, rows: list[Any]) -> list[Attempt]:
-        """Attempts as a journal has them (`as_rows`); the memo learns what they ran."""
-        attempts = [Attempt(tuple(ids), *rest) for ids, *rest in rows]
-        for attempt in attempts:
-            self._memo.put(problem, self._run.program(problem, attempt.ids), attempt.status)
+        """Attempts as a journal has them (`as_rows`); the memo learns what they ran.
+
+        The first of equal programs counts as the one that was executed, as it does without a kill:
+        the journal may have lost that one and kept its twin.
+        """
+        attempts = []
+        for ids, status, _, sampled_tokens in rows:
+            program = self._run.program(problem, tuple(ids))
+            executed = self._memo.get(problem, program) is None
+            self._memo.put(problem, program, status)
+            attempts.append(Attempt(tuple(ids), status, executed, sampled_tokens))
         return attempts
 
 

@@ -54,12 +54,13 @@ class _Open:
         return self.judging is not None and all(one.settled for one in self.judging)
 
 
-def probe_sizes(config: Config, *, searches: int, longest: int) -> dict[str, int]:
-    """The sizes of a PrefixCompleter; `longest` is in tokens of a response with its prompt."""
+def probe_sizes(config: Config, *, searches: int, prompt: int, longest: int) -> dict[str, int]:
+    """The sizes of a PrefixCompleter, for prompts and for texts of at most so many tokens."""
     groups = max(1, config.decode_rows // config.label.wave)
     return {
         "places": max(1, min(PLACES * groups, config.device_batch, searches)),
         "width": -(-longest // WIDTH_STEP) * WIDTH_STEP,
+        "positions": prompt + config.max_completion_tokens,
         "completion_tokens": config.max_completion_tokens,
         "samples": config.label.wave,
         "rows": config.decode_rows,
@@ -67,16 +68,19 @@ def probe_sizes(config: Config, *, searches: int, longest: int) -> dict[str, int
 
 
 class Prober:
-    """Runs searches to their ends; `longest` is the most tokens that a response and prompt have."""
+    """Runs searches to their ends.
 
-    def __init__(self, run: Run, memo: Memo, *, searches: int, longest: int):
+    `prompt` is the most tokens of a prompt, `longest` of a prompt with its response or a prefix.
+    """
+
+    def __init__(self, run: Run, memo: Memo, *, searches: int, prompt: int, longest: int):
         self._run = run
         self._judge = Judge(run, memo)
         self._completer = PrefixCompleter(
             run.policy,
             run.mesh,
             run.key(Stream.PROBE),
-            **probe_sizes(run.config, searches=searches, longest=longest),
+            **probe_sizes(run.config, searches=searches, prompt=prompt, longest=longest),
             choice=Choice(run.config.label.temperature),
             eos_ids=run.tokenizer.eos_ids,
             stops=run.stops,

@@ -100,8 +100,14 @@ class Searcher:
     def __init__(self, run: Run, memo: Memo, responses: Sequence[Response]):
         self._run = run
         self.spent = Spent()
-        longest = max((len(run.prompt_ids(r.problem)) + len(r.ids) for r in responses), default=1)
-        self._prober = Prober(run, memo, searches=len(responses), longest=longest)
+        prompt = longest = 1
+        for r in responses:
+            before = len(run.prompt_ids(r.problem))
+            # A token that is cut at a newline may become several.
+            texts = [len(prefix_of(run, r, step)) for step in range(1, r.open_steps + 1)]
+            prompt = max(prompt, before)
+            longest = max(longest, before + max([len(r.ids), *texts]))
+        self._prober = Prober(run, memo, searches=len(responses), prompt=prompt, longest=longest)
 
     def run(self, params: Any, completer: int, group: Sequence[Response], journal: Journal) -> None:
         """Searches some of the responses; the policy numbered `completer` completes them."""

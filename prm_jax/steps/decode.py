@@ -46,7 +46,6 @@ class Completions(NamedTuple):
 class _Rows(NamedTuple):
     """D shards of G groups of W rows. Prompts and completions are numbered within their shard."""
 
-    column: Array  # [] of the ring
     taken: Array  # [D] prompts of the queue that a group has taken
     prompt: tuple[KeyValue, ...]  # [D * G, kv_heads, P, head_dim]
     visible: Array  # [D * G, P]
@@ -70,6 +69,7 @@ def decode(
     *,
     samples: int,
     rows: int,
+    positions: int,
     shards: int,
     pad_id: int,
     eos_ids: Sequence[int],
@@ -80,6 +80,7 @@ def decode(
     `read(token [B, 1], alive [B, 1], cache)` gives the logits after the token and the cache's new
     entries, `choose(logits [B, V], uniform [B])` a token and its log-prob. A completion ends with a
     token of `eos_ids`, with one that brings its `stop_state` to DONE by `table`, or at its limit.
+    All positions are below `positions`.
     """
     n = queue.last.shape[0] // shards
     capacity = queue.uniforms.shape[1]
@@ -144,7 +145,7 @@ def decode(
     def step(rows: _Rows) -> _Rows:
         rows = begin(rows)
         age, alive, job = (x.reshape(shards, -1) for x in (rows.age, rows.alive, rows.job))
-        cache = Cache(rows.prompt, rows.visible, rows.completion, rows.column, rows.age.reshape(-1))
+        cache = Cache(rows.prompt, rows.visible, rows.completion, rows.age.reshape(-1), positions)
         logits, completion = read(rows.token.reshape(-1, 1), rows.alive.reshape(-1, 1), cache)
         uniform = jax.vmap(lambda u, job, age: u[job, age])(uniforms, job, age)
         token, logp = choose(logits, uniform.reshape(-1))
@@ -167,7 +168,6 @@ def decode(
             rows.length, jnp.where(alive, job, n * samples), age + 1
         )
         return rows._replace(
-            column=(rows.column + 1) % capacity,
             alive=goes_on,
             age=rows.age + rows.alive,
             token=token,
@@ -198,7 +198,6 @@ def decode(
     none = jnp.zeros(rows_of, jnp.int32)
     to_do = jnp.where(asked, 0, samples) if resident else jnp.full(rows_of[:2], samples)
     rows_now = _Rows(
-        column=jnp.int32(0),
         taken=waiting if resident else jnp.zeros_like(waiting),
         prompt=jax.tree.map(first, queue.key_values),
         visible=first(queue.visible),

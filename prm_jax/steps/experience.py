@@ -21,11 +21,9 @@ from prm_jax.rl.advantages import (
     whiten,
 )
 from prm_jax.rl.dense import DenseForm
-from prm_jax.rl.losses import (
-    recalibrate,
-)
+from prm_jax.rl.losses import recalibrate
 from prm_jax.rl.rewards import kl_penalties, token_rewards
-from prm_jax.sharding import batch_sharding, batch_shards, map_rows, replicated
+from prm_jax.sharding import batch_sharding, map_rows, replicated
 from prm_jax.types import PPOBatch, Rollout, Samples
 
 Metrics = dict[str, jax.Array]
@@ -71,7 +69,7 @@ def make_score(
 
         batch = samples.tokens, samples.valid
         at_once = rows_at_once or samples.tokens.shape[0]
-        return map_rows(of_rows, batch, batch_shards(mesh), at_once)
+        return map_rows(of_rows, batch, mesh, at_once)
 
     return jax.jit(score, out_shardings=rows)
 

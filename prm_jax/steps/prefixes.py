@@ -45,6 +45,7 @@ class PrefixCompleter:
     """Samples `samples` completions of each prefix asked for, at most `rows` rows at once.
 
     It holds the keys and values of `places` responses of at most `width` tokens with their prompts.
+    With what is sampled no text reaches position `positions`.
     A place is read again when it is asked about tokens that it does not hold.
     """
 
@@ -56,6 +57,7 @@ class PrefixCompleter:
         *,
         places: int,
         width: int,
+        positions: int,
         completion_tokens: int,
         samples: int,
         rows: int,
@@ -64,8 +66,9 @@ class PrefixCompleter:
         stops: StopTable | None = None,
     ):
         programs = prefix_programs(
-            model, mesh, places=places, width=width, completion_tokens=completion_tokens,
-            samples=samples, rows=rows, choice=choice, eos_ids=eos_ids,
+            model, mesh, places=places, width=width, positions=positions,
+            completion_tokens=completion_tokens, samples=samples, rows=rows, choice=choice,
+            eos_ids=eos_ids,
         )  # fmt: skip
         self.places, self._at_once = programs.places, programs.at_once
         self._empty, self._read, self._sample = programs.empty, programs.read, programs.sample
@@ -160,6 +163,7 @@ def prefix_programs(
     *,
     places: int,
     width: int,
+    positions: int,
     completion_tokens: int,
     samples: int,
     rows: int,
@@ -187,7 +191,8 @@ def prefix_programs(
         )
         return complete(
             model, params, queue, table,
-            samples=samples, rows=rows, shards=shards, choice=choice, eos_ids=eos_ids,
+            samples=samples, rows=rows, positions=positions, shards=shards, choice=choice,
+            eos_ids=eos_ids,
         )  # fmt: skip
 
     return PrefixPrograms(
@@ -195,7 +200,7 @@ def prefix_programs(
         at_once=-(-max(1, places // 4) // shards) * shards,
         empty=jax.jit(functools.partial(_empty, model, places, width)),
         read=jax.jit(
-            functools.partial(_read, model, shards=shards),
+            functools.partial(_read, model, mesh),
             in_shardings=(shardings, None, everywhere, over, over),
             donate_argnums=1,
         ),
@@ -216,16 +221,15 @@ def _empty(model: PolicyModel, places: int, width: int) -> tuple[KeyValue, ...]:
 
 def _read(
     model: PolicyModel,
+    mesh: Mesh,
     params: Any,
     key_values: tuple[KeyValue, ...],
     places: Int[Array, "N"],
     tokens: Int[Array, "N P"],
     valid: Bool[Array, "N P"],
-    *,
-    shards: int,
 ) -> tuple[KeyValue, ...]:
     """The bank of keys and values with those of the tokens at their places."""
-    new = read_prompts(model, params, tokens, valid, shards)
+    new = read_prompts(model, params, tokens, valid, mesh)
 
     def placed(bank: Array, values: Array) -> Array:
         bank = bank.at[places].set(values, mode="drop")

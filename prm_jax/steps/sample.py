@@ -133,7 +133,7 @@ def sampling_program(
         n, p = tokens.shape
         shards = batch_shards(mesh)
         queue = Queue(
-            read_prompts(model, params, tokens, valid, shards),
+            read_prompts(model, params, tokens, valid, mesh),
             visible=valid & (jnp.arange(p) < p - 1),
             last=tokens[:, -1],
             limit=jnp.minimum(budget, completion_tokens),
@@ -145,6 +145,7 @@ def sampling_program(
             model, params, queue, table,
             samples=samples_per_prompt,
             rows=rows or n * samples_per_prompt,
+            positions=p + completion_tokens,
             shards=shards,
             choice=choice,
             eos_ids=eos_ids,
@@ -184,7 +185,7 @@ def read_prompts(
     params: Any,
     tokens: Int[Array, "N P"],
     valid: Bool[Array, "N P"],
-    shards: int,
+    mesh: Mesh,
 ) -> tuple[KeyValue, ...]:
     """Keys and values of prompts, a few prompts at a time if they are long.
 
@@ -198,7 +199,7 @@ def read_prompts(
         apply: Any = functools.partial(model.apply, {"params": params})
         return tuple(apply(tokens, valid, first=p - 1, method="hidden")[1])
 
-    found = map_rows(read, (tokens, valid), shards, READ_TOKENS // p)
+    found = map_rows(read, (tokens, valid), mesh, READ_TOKENS // p)
     return jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", "time", "head_dim"), found)
 
 
@@ -218,6 +219,7 @@ def complete(
     *,
     samples: int,
     rows: int,
+    positions: int,
     shards: int,
     choice: Choice,
     eos_ids: Sequence[int],
@@ -235,6 +237,7 @@ def complete(
         queue,
         samples=samples,
         rows=rows,
+        positions=positions,
         shards=shards,
         pad_id=model.pad_id,
         eos_ids=eos_ids,

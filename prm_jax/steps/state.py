@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from prm_jax import sharding
 from prm_jax.model.heads import ScalarModel
@@ -118,14 +118,6 @@ def gradients(
         )
     n = rows // rows_at_once
 
-    def parts(x: jax.Array) -> jax.Array:
-        """[rows, ...] as [part, rows of a part, ...], without moving a row to another device."""
-        split = x.reshape(shards, n, rows_at_once, *x.shape[1:]).swapaxes(0, 1)
-        split = split.reshape(n, shards * rows_at_once, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(
-            split, NamedSharding(mesh, PartitionSpec(None, *sharding.batch_sharding(mesh).spec))
-        )
-
     total = jnp.maximum(counted(batch).sum(), 1)
 
     def add(sums: Any, part: Any) -> tuple[Any, None]:
@@ -133,7 +125,7 @@ def gradients(
         found = gradient(trained, frozen, part)
         return jax.tree.map(lambda a, b: a + share * b, sums, found), None
 
-    batches = jax.tree.map(parts, batch)
+    batches = jax.tree.map(lambda x: sharding.parted_rows(x, n, mesh), batch)
     first = jax.tree.map(lambda x: x[0], batches)
     like = jax.eval_shape(gradient, trained, frozen, first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)

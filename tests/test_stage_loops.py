@@ -25,6 +25,7 @@ from prm_jax.config import (
 from prm_jax.sharding import make_mesh
 from prm_jax.stages import prm as prm_stage
 from prm_jax.stages import rl as rl_stage
+from prm_jax.stages import rollouts as rollouts_room
 from prm_jax.stages import sft as sft_stage
 from prm_jax.stages import supervised
 from prm_jax.stages.label import LabelledResponse
@@ -261,7 +262,8 @@ def run_rl(monkeypatch, traces: Traces, stage: str = "rl", config: Config = CONF
         train=[Problem(f"p{i}", "?" * (1 + 4 * i), CallTests(())) for i in range(3)]
     )
     run = run_with(monkeypatch, rl_stage, config, traces, problems)
-    for make in (make_sampler, make_score, make_experience, make_update):
+    monkeypatch.setattr(rollouts_room, "make_sampler", make_sampler)
+    for make in (make_score, make_experience, make_update):
         monkeypatch.setattr(rl_stage, make.__name__, make)
     monkeypatch.setattr(
         rl_stage, "_recalibrated", lambda run, rollouts, policy, prm: f"recalibrated {prm}"

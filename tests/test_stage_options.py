@@ -11,6 +11,7 @@ from test_stage_loops import CONFIG, ONE, STEPS, State, Traces, run_rl
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import Config, ConfigError, DenseConfig, PPOConfig
 from prm_jax.stages import rl as rl_stage
+from prm_jax.stages.rollouts import earned as earned_by
 from prm_jax.types import CallTests, CheckTests, Problem, StdioTests, Verdict
 
 
@@ -26,7 +27,7 @@ def with_ppo(**changes) -> Config:
 )
 def test_a_program_earns_what_the_settings_say_and_passes_or_not(outcome, wanted):
     verdicts = [Verdict("passed", 2, 2), Verdict("failed", 1, 2), Verdict("timeout", 0, 2)]
-    passed, earned = rl_stage.earned(verdicts, outcome).T
+    passed, earned = earned_by(verdicts, outcome).T
     assert passed.tolist() == [1, 0, 0]
     np.testing.assert_allclose(earned, wanted, rtol=1e-6)
     assert passed.dtype == earned.dtype == np.float32

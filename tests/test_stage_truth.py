@@ -11,7 +11,7 @@ from test_stage_wiring import CHAIN, RIGHT, WRONG_2, run_with
 
 from prm_jax import train
 from prm_jax.config import Config, ConfigError, DenseConfig
-from prm_jax.stages import rl as rl_stage
+from prm_jax.stages import rollouts as rollouts_room
 from prm_jax.stages.truth import check_source, reads_prm, true_labels
 from prm_jax.types import CallTests, Problem
 
@@ -46,7 +46,7 @@ def test_each_line_is_labelled_as_a_search_without_fault_would(text, passed, lab
 
 def test_rollouts_carry_the_oracles_labels_and_the_prm_is_not_asked(monkeypatch):
     monkeypatch.setattr(
-        rl_stage,
+        rollouts_room,
         "true_labels",
         lambda run, problem, ids, passed: (np.array([0]), np.array([0.5 if passed else -0.5])),
     )

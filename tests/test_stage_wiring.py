@@ -30,6 +30,7 @@ from prm_jax.sharding import init_params, make_mesh
 from prm_jax.stages import evaluate as evaluate_stage
 from prm_jax.stages import prm as prm_stage
 from prm_jax.stages import rl as rl_stage
+from prm_jax.stages import rollouts as rollouts_room
 from prm_jax.stages.attempts import Attempt, completion_ids
 from prm_jax.stages.label import LabelledResponse
 from prm_jax.types import CallTests, LineKind, PrefixLabels, Problem, Samples, Verdict
@@ -84,7 +85,7 @@ def samples_of(prompts: list[str], texts: list[str], width: int) -> Samples:
 
 
 def rollouts_of(monkeypatch, config: Config, prompts: list[str], texts: list[str], passed):
-    """`_Rollouts` whose sampler answers with `texts`; it judges row i as passed[i]."""
+    """`Rollouts` whose sampler answers with `texts`; it judges row i as passed[i]."""
     calls = []
 
     def make_sampler(policy, mesh, **settings):
@@ -101,7 +102,7 @@ def rollouts_of(monkeypatch, config: Config, prompts: list[str], texts: list[str
         future.set_result(Verdict("passed" if next(verdicts) else "failed", 0, 1))
         return future
 
-    monkeypatch.setattr(rl_stage, "make_sampler", make_sampler)
+    monkeypatch.setattr(rollouts_room, "make_sampler", make_sampler)
     train = [problem(f"p{i}", prompt) for i, prompt in enumerate(prompts)]
     run = run_with(
         config,
@@ -111,7 +112,7 @@ def rollouts_of(monkeypatch, config: Config, prompts: list[str], texts: list[str
         key=lambda *numbers: numbers,
         judge_here=judge,
     )
-    return run, rl_stage._Rollouts(run), calls
+    return run, rollouts_room.Rollouts(run), calls
 
 
 def test_a_rollout_marks_the_ends_of_lines_and_keeps_every_number_in_its_field(monkeypatch):

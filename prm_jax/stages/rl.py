@@ -5,15 +5,10 @@ the policy (`rl/policy`), which the label stage asks for responses. `rl_prm` is 
 DenseReward (`dense.enabled`) and ValueInit (`value_init`).
 """
 
-import dataclasses
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-import numpy as np
 
 from prm_jax import hosts
 from prm_jax.checkpoint import Checkpoints
@@ -21,27 +16,14 @@ from prm_jax.config import ConfigError, DenseConfig
 from prm_jax.metrics import Progress
 from prm_jax.model.linear import as_computed
 from prm_jax.model.lora import join, split_trainable
-from prm_jax.rl.lines import line_end_mask
-from prm_jax.rl.rewards import partial_credit, partial_credit_gap
-from prm_jax.sharding import batch_sharding
-from prm_jax.stages.attempts import completion_ids
-from prm_jax.stages.batches import left_pad
-from prm_jax.stages.run import Run, Stream, take_cycled
-from prm_jax.stages.truth import asks_oracle, reads_prm, true_labels
+from prm_jax.rl.rewards import partial_credit_gap
+from prm_jax.stages.rollouts import Rollouts
+from prm_jax.stages.run import Run, Stream
+from prm_jax.stages.truth import asks_oracle, reads_prm
 from prm_jax.steps.experience import make_experience, make_recalibration, make_score
 from prm_jax.steps.ppo import make_critic_update, make_update
-from prm_jax.steps.sample import make_sampler
 from prm_jax.steps.state import adam, new_state, scalar_params
-from prm_jax.types import (
-    CallTests,
-    CheckTests,
-    Problem,
-    Rollout,
-    Samples,
-    StdioTests,
-    Tests,
-    Verdict,
-)
+from prm_jax.types import CallTests, CheckTests, StdioTests, Tests
 
 
 def rl(run: Run) -> None:
@@ -87,13 +69,6 @@ def _n_tests(tests: Tests) -> int:
             return tests.code.count("assert")
 
 
-def earned(verdicts: Sequence[Verdict], outcome: str) -> np.ndarray:
-    """`[rows, 2]` float32: whether each program passes, and what it earns for that."""
-    passed = [float(verdict.passed) for verdict in verdicts]
-    worth = passed if outcome == "pass" else [partial_credit(verdict) for verdict in verdicts]
-    return np.stack([passed, worth], axis=1).astype(np.float32)
-
-
 def evenly_spaced(steps: int, n: int) -> list[int]:
     """n steps over a run, the last one included: steps * i / n, rounded."""
     return [round(steps * (i + 1) / n) for i in range(n)]
@@ -102,7 +77,7 @@ def evenly_spaced(steps: int, n: int) -> list[int]:
 def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
     config = run.config.ppo
     reference = run.restore("sft/policy", run.policy)
-    rollouts = _Rollouts(run, truth)
+    rollouts = Rollouts(run, truth)
 
     policy_tx = adam(
         learning_rate=config.learning_rate,
@@ -247,120 +222,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
     run.finish(stage, {"steps": config.steps, "programs_generated": generated})
 
 
-class _Rollouts:
-    """Samples a step's rollout from training prompts, judges it, and lays it on the grid.
-
-    Of several hosts each decodes and judges its own rows. `rows` are those that it holds, `_mine`
-    says which of them are its own.
-    """
-
-    def __init__(self, run: Run, truth: bool = False):
-        self._run = run
-        self._truth = truth
-        config = run.config.ppo
-        self._prompts = [run.prompt_ids(problem) for problem in run.problems.train]
-        # All steps share one width, so that each program is compiled once.
-        self.width = -(-max(len(ids) for ids in self._prompts) // 8) * 8
-        self._sharding = batch_sharding(run.mesh)
-        self._rows, self._mine = hosts.owned(self._sharding, config.rollouts)
-        self._sampler = make_sampler(
-            run.policy,
-            run.mesh,
-            completion_tokens=run.config.max_completion_tokens,
-            samples_per_prompt=config.samples_per_prompt,
-            rows=run.config.decode_rows,
-            temperature=config.temperature,
-            eos_ids=run.tokenizer.eos_ids,
-            stops=run.stops,
-        )
-
-    def sample(
-        self, params: Any, step: int, stream: Stream = Stream.RL_SAMPLE
-    ) -> tuple[list[Problem], Samples]:
-        """The rollout of a step: the problem of each row held, and the samples on the device."""
-        run, config = self._run, self._run.config.ppo
-        n = config.rollouts // config.samples_per_prompt
-        index = take_cycled(
-            lambda epoch: run.order(Stream.RL_ORDER, len(self._prompts), epoch),
-            len(self._prompts),
-            start=step * n,
-            count=n,
-        )
-        tokens, valid = left_pad(
-            [self._prompts[i] for i in index], run.tokenizer.pad_id, self.width
-        )
-        budget = np.full(n, run.config.max_completion_tokens, np.int32)
-        samples = self._sampler(params, tokens, valid, budget, run.key(stream, step))
-        asked = np.repeat(index, config.samples_per_prompt)[self._rows]
-        return [run.problems.train[int(i)] for i in asked], samples
-
-    def completions(self, samples: Samples) -> list[tuple[int, ...]]:
-        """The completion of each row held."""
-        tokens, mask = hosts.held(samples.tokens), hosts.held(samples.completion_mask)
-        return completion_ids(dataclasses.replace(samples, tokens=tokens, completion_mask=mask))
-
-    def judge(
-        self, problems: list[Problem], completions: list[tuple[int, ...]]
-    ) -> list[Future[Verdict]]:
-        with self._deadline():
-            return [
-                self._run.judge_here(problem, self._run.program(problem, ids))
-                for problem, ids, mine in zip(problems, completions, self._mine, strict=True)
-                if mine
-            ]
-
-    def outcomes(self, verdicts: list[Future[Verdict]]) -> tuple[np.ndarray, np.ndarray]:
-        """`(passed, outcome)` of all rows, float32: whether a program passes, what it earns."""
-        with self._deadline():
-            found = [verdict.result() for verdict in verdicts]
-        both = earned(found, self._run.config.ppo.outcome)
-        both = hosts.gather_rows(self._rows[self._mine], both, self._run.config.ppo.rollouts)
-        return both[:, 0], both[:, 1]
-
-    def _deadline(self) -> AbstractContextManager[None]:
-        n, seconds = int(self._mine.sum()), self._run.config.sandbox.deadline_s
-        return hosts.deadline(seconds, f"judging {n} programs")
-
-    def scores(
-        self,
-        problems: list[Problem],
-        completions: list[tuple[int, ...]],
-        passed: np.ndarray,
-        by_prm: jax.Array,
-    ) -> jax.Array:
-        """The PRM's scores, or the oracle's labels if it takes the PRM's place."""
-        if not self._truth:
-            return by_prm
-        columns = self.width + self._run.config.max_completion_tokens
-        found = np.zeros((len(completions), columns), np.float32)
-        for row, (problem, ids) in enumerate(zip(problems, completions, strict=True)):
-            passes = bool(passed[self._rows[row]])
-            ends, labels = true_labels(self._run, problem, ids, passed=passes)
-            found[row, self.width + ends] = labels
-        return self._place(found)
-
-    def _place(self, of_rows_held: np.ndarray) -> jax.Array:
-        return hosts.place_rows(of_rows_held, self._run.config.ppo.rollouts, self._sharding)
-
-    def assemble(self, samples, completions, outcome, ref_logp, values, scores) -> Rollout:
-        line_end = np.zeros((len(completions), samples.tokens.shape[1]), bool)
-        for row, ids in enumerate(completions):
-            ends = line_end_mask(self._run.lines(ids), len(ids))
-            line_end[row, self.width : self.width + len(ids)] = ends
-        return Rollout(
-            tokens=samples.tokens,
-            valid=samples.valid,
-            completion_mask=samples.completion_mask,
-            line_end=self._place(line_end),
-            logp=samples.logp,
-            ref_logp=ref_logp,
-            values=values,
-            prm_scores=scores,
-            outcome=hosts.place(outcome, self._sharding),
-        )
-
-
-def _recalibrated(run: Run, rollouts: _Rollouts, policy_params: Any, prm: Any) -> Any:
+def _recalibrated(run: Run, rollouts: Rollouts, policy_params: Any, prm: Any) -> Any:
     """The PRM's parameters with its head brought to the scale of returns, on one rollout."""
     problems, samples = rollouts.sample(policy_params, 0, stream=Stream.RECALIBRATE)
     completions = rollouts.completions(samples)
@@ -375,7 +237,7 @@ def _recalibrated(run: Run, rollouts: _Rollouts, policy_params: Any, prm: Any) -
 
 
 def _warmed_up(
-    run: Run, stage: str, rollouts: _Rollouts, critic, frozen, critic_tx, reference, prm, score,
+    run: Run, stage: str, rollouts: Rollouts, critic, frozen, critic_tx, reference, prm, score,
     returns,
 ) -> Any:  # fmt: skip
     """What trains of the critic, after steps on Monte-Carlo returns of the policy `reference`.

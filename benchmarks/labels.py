@@ -3,52 +3,58 @@
     python -m benchmarks.labels --run runs/tiny        # the run that `make demo` leaves
 
 A checkpoint of the run's baseline answers training problems; the prefixes of the failing responses
-are completed by it, ours as the stage `label` does, and the naive way: every line, all K
-completions, each prefix read anew for each of them, rows that wait for the longest, and every
-program executed. Some minutes on two cores.
+are completed by it, ours as the stage `label` does under several settings, and the naive way: every
+line, all K completions, each prefix read anew for each of them, rows that wait for the longest, and
+every program executed. Some minutes on two cores.
 """
 
 import dataclasses
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import turns
-from benchmarks.sandbox import tree_cpu_s
 
 AIMS = {"sampled_tokens": 4, "executions": 5}  # times less than the naive way
 ROWS = 32
+# (search, wave, settle), for each K
+WAYS = {
+    8: [("binary", 4, 0.0), ("cheapest", 2, 0.0), ("cheapest", 1, 0.0), ("cheapest", 2, 0.05)],
+    20: [("binary", 4, 0.0), ("cheapest", 2, 0.0), ("cheapest", 1, 0.0), ("cheapest", 2, 0.05)],
+}
+FIELDS = ("completions", "sampled_tokens", "executions")
 
 
 def main() -> None:
-    parser = turns.parser(__doc__ or "", 1, "unused")
+    parser = turns.parser(__doc__ or "")
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="workdir (runs/tiny)")
-    parser.add_argument("--prompts", type=int, default=96, help="problems to answer (96)")
+    parser.add_argument("--prompts", type=int, default=64, help="problems to answer (64)")
     options = parser.parse_args()
     if not (options.run / "rl/done.json").exists():
         sys.exit(
             f"{options.run} has no finished baseline: `make demo` makes runs/tiny, or name one"
         )
     figures = measure(options.run, options.prompts)
-    ours, naive = figures["ours"], figures["naive"]
-    rows: list[list[Any]] = []
-    for field in ("completions", "sampled_tokens", "executions", "cpu_s", "wall_s"):
-        aim = AIMS.get(field, "")
-        rows.append([field, ours[field], naive[field], f"{naive[field] / ours[field]:.1f}", aim])
-    labels = figures["labels"]
-    text = turns.table(["", "ours", "naive", "naive / ours", "aim"], rows) + (
-        f"\n\n{figures['failing']} failing responses, {labels} lines, K = {figures['k']}; m* is "
-        f"the same in {figures['same']:.0%}, where both draw other completions; "
-        f"{1000 * ours['cpu_s'] / labels:.0f} CPU ms for each label"
+    head = ["search", "wave", "settle", "K", *FIELDS, "m* as the naive way's"]
+    rows: list[list[Any]] = [
+        [
+            *(row["way"][name] for name in ("search", "wave", "settle", "samples_per_prefix")),
+            *(f"1/{row['naive'][field] / row['ours'][field]:.1f}" for field in FIELDS),
+            f"{row['same']:.0%}",
+        ]
+        for row in figures["rows"]
+    ]
+    aims = ", ".join(f"1/{aim} of the {name}" for name, aim in AIMS.items())
+    text = (
+        f"{turns.table(head, rows)}\n\nof the naive way's; {figures['failing']} failing responses "
+        f"with {figures['labels']} lines; aims: {aims}"
     )
     turns.finish(text, figures, options)
 
 
 def measure(workdir: Path, prompts: int) -> dict[str, Any]:
-    import os
-
+    """What each way and the naive one with the same K cost, on the same failing responses."""
     import jax
 
     from prm_jax.config import ConfigError
@@ -63,60 +69,68 @@ def measure(workdir: Path, prompts: int) -> dict[str, Any]:
     from prm_jax.stages.opening import make_run
     from prm_jax.stages.rl import evenly_spaced
     from prm_jax.stages.run import Stream
-    from prm_jax.stages.search import Searcher
 
     settle_process()
     try:
         config = read_config(workdir / "config.json")
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    label = config.label
     with (
         Sandbox(jobs=config.sandbox.jobs, min_tier=config.sandbox.min_tier) as sandbox,
         tempfile.TemporaryDirectory() as folder,
         MetricsLog(folder) as log,
         Journal(Path(folder) / "journal.jsonl") as journal,
     ):
-        mesh = make_mesh(config.mesh, jax.devices()[:1])
-        run = make_run(config, workdir, mesh, sandbox, log)
-        step = evenly_spaced(config.ppo.steps, label.checkpoints)[0]
+        run = make_run(config, workdir, make_mesh(config.mesh, jax.devices()[:1]), sandbox, log)
+        step = evenly_spaced(config.ppo.steps, config.label.checkpoints)[0]
         params = run.restore("rl/policy", run.policy, step)
-
-        def spent(work) -> dict[str, float]:
-            start_s, start_cpu_s = time.perf_counter(), tree_cpu_s(os.getpid())
-            work()
-            cpu_s = tree_cpu_s(os.getpid()) - start_cpu_s
-            return {"cpu_s": cpu_s, "wall_s": time.perf_counter() - start_s}
-
-        sampling = Sampling(run, Memo(), samples=1, temperature=label.temperature)
+        sampling = Sampling(run, Memo(), samples=1, temperature=config.label.temperature)
         problems = run.problems.train[:prompts]
         key = run.key(Stream.RESPOND, step)
         attempts = sampling.run(params, [Start(p) for p in problems], key, journal, "respond")
         responses = [
             make_response(run, problem, "train", step, row[0])
             for problem, row in zip(problems, attempts, strict=True)
+            if not row[0].passed
         ]
-        failing = [r for r in responses if not r.passed]
-        warm, measured = failing[:2], failing[2:]
-        searcher = Searcher(run, Memo(), failing)
-        searcher.run(params, 0, warm, journal)  # compiles
-        before = dataclasses.replace(searcher.spent)
-        ours = spent(lambda: searcher.run(params, 1, measured, journal))
-        after = dataclasses.asdict(searcher.spent)
-        ours |= {k: after[k] - getattr(before, k) for k in after if k != "seconds"}
-        naive = Naive(run, params)
-        naive.search(warm[:1])
-        naive.reset()
-        found: list[int] = []
-        theirs = spent(lambda: found.extend(naive.search(measured)))
-    return {
-        "ours": ours,
-        "naive": theirs | naive.spent,
-        "failing": len(measured),
-        "labels": sum(r.n_steps for r in measured),
-        "k": label.samples_per_prefix,
-        "same": sum(r.m_star == m for r, m in zip(measured, found, strict=True)) / len(measured),
-    }
+        rows = []
+        for k, ways in WAYS.items():
+            label = dataclasses.replace(
+                config.label, samples_per_prefix=k, wave=1, search="binary", settle=0.0
+            )
+            naive_run = dataclasses.replace(run, config=dataclasses.replace(config, label=label))
+            naive, expected = _naive(naive_run, params, responses)
+            for search, wave, settle in ways:
+                way = {
+                    "search": search, "wave": wave, "settle": settle, "samples_per_prefix": k
+                }  # fmt: skip
+                label = dataclasses.replace(config.label, **way)
+                ours_run = dataclasses.replace(run, config=dataclasses.replace(config, label=label))
+                ours, found = _ours(ours_run, params, responses)
+                same = sum(a == b for a, b in zip(found, expected, strict=True)) / len(found)
+                rows.append({"way": way, "ours": ours, "naive": naive, "same": same})
+    n_labels = sum(r.n_steps for r in responses)
+    return {"failing": len(responses), "labels": n_labels, "rows": rows}
+
+
+def _ours(run: Any, params: Any, responses: list[Any]) -> tuple[dict[str, int | float], list[int]]:
+    """What the searches cost, and each m*."""
+    from prm_jax.stages.attempts import Memo
+    from prm_jax.stages.journal import Journal
+    from prm_jax.stages.search import Searcher
+
+    fresh = [dataclasses.replace(r, passes=r.passes * 0, samples=r.samples * 0) for r in responses]
+    searcher = Searcher(run, Memo(), fresh)
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "j.jsonl") as journal:
+        searcher.run(params, 0, fresh, journal)
+    return dataclasses.asdict(searcher.spent), [r.m_star for r in fresh]
+
+
+def _naive(run: Any, params: Any, responses: list[Any]) -> tuple[dict[str, int | float], list[int]]:
+    """The same for the naive way."""
+    naive = Naive(run, params)
+    found = naive.search(responses)
+    return {**naive.spent}, found
 
 
 class Naive:
@@ -133,13 +147,11 @@ class Naive:
             samples_per_prompt=1, temperature=run.config.label.temperature,
             eos_ids=run.tokenizer.eos_ids, stops=run.stops,
         )  # fmt: skip
-        self.reset()
-
-    def reset(self) -> None:
-        self.spent = dict.fromkeys(("completions", "sampled_tokens", "executions"), 0)
+        self.spent: dict[str, int] = {}  # by the last search
 
     def search(self, responses: list[Any]) -> list[int]:
         """m* of each: how many lines there are before the first prefix with no pass."""
+        self.spent = dict.fromkeys(("completions", "sampled_tokens", "executions"), 0)
         k = self._run.config.label.samples_per_prefix
         probes = [
             (number, response, step)

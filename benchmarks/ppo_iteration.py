@@ -14,7 +14,9 @@ TARGETS = {"Tunix": (0.5, 0.5), "TRL": (0.85, 0.5)}  # of their CPU time and of 
 
 
 def main() -> None:
-    options = turns.parser(__doc__ or "", 4, "iterations of each harness, twice").parse_args()
+    options = turns.paired_parser(
+        __doc__ or "", 4, "iterations of each harness, twice"
+    ).parse_args()
     if options.ours:
         ppo = reference.PPO()
         for step in range(options.rounds + 1):  # the first compiles

@@ -30,7 +30,8 @@ def best_product_rate() -> float:
 
 
 def main() -> None:
-    parser = turns.parser(__doc__ or "", 5, "times that each figure is taken")
+    parser = turns.parser(__doc__ or "")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each is measured (5)")
     options = parser.parse_args()
     rows: list[list[Any]] = []
     rates = {name: _product_rate(*size, rounds=options.rounds) for name, size in SIZES.items()}

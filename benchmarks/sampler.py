@@ -36,7 +36,7 @@ LOADS = {
 
 
 def main() -> None:
-    parser = turns.parser(__doc__ or "", 3, "rounds of each harness, twice")
+    parser = turns.paired_parser(__doc__ or "", 3, "rounds of each harness, twice")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw how ours grows, and no more"
     )

@@ -15,13 +15,21 @@ PEERS = Path(__file__).parent / "peers"
 Found = list[dict[str, Any]]  # what a harness printed, one object a line
 
 
-def parser(description: str, rounds: int, what: str) -> argparse.ArgumentParser:
-    """The options that all paired benchmarks have."""
-    made = argparse.ArgumentParser(description=description)
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that all these benchmarks have."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return made
+
+
+def paired_parser(description: str, rounds: int, what: str) -> argparse.ArgumentParser:
+    """Those of the ones that have peers."""
+    made = parser(description)
+    made.add_argument("--rounds", type=int, default=rounds, help=f"{what} ({rounds})")
     made.add_argument("--tunix", metavar="PYTHON", help="the Python that has google-tunix")
     made.add_argument("--trl", metavar="PYTHON", help="the Python that has torch and TRL")
-    made.add_argument("--rounds", type=int, default=rounds, help=f"{what} ({rounds})")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     made.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
     return made
 

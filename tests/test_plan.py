@@ -234,6 +234,14 @@ def test_loops_branches_and_recomputation_count_as_they_run():
 
     assert counted(around, (4, 4), most_trips=9) == (9 + 1) * 2 * 4**3
 
+    def beside_one_without_products(a):
+        def halved(x):
+            return jax.lax.while_loop(lambda x: x.max() > 1, lambda x: x / 2, x)
+
+        return jax.lax.while_loop(lambda x: x.min() > 0, lambda x: halved(x) @ x, a)
+
+    assert counted(beside_one_without_products, (4, 4), most_trips=9) == 9 * 2 * 4**3
+
     def either(a):
         return jax.lax.cond(a[0, 0] > 0, lambda: a @ (a @ a), lambda: a @ a)
 

@@ -43,8 +43,9 @@ def _of_equation(eqn: Any, most: int) -> float:
 
 
 def _has_loop(jaxpr: Any) -> bool:
+    """Whether there is a loop of products in it that ends when its data say so."""
     return any(
-        eqn.primitive.name == "while"
+        (eqn.primitive.name == "while" and flops(eqn.params["body_jaxpr"].jaxpr) > 0)
         or any(_has_loop(x) for value in eqn.params.values() for x in _jaxprs(value))
         for eqn in jaxpr.eqns
     )

@@ -154,22 +154,31 @@ def parted_rows(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def count_parts(rows: int, mesh: Mesh, rows_at_once: int) -> int:
+    """In how many equal parts each device takes its rows, at most `rows_at_once` in each; 0: all.
+
+    A part has the largest number of rows that divides the device's.
+    """
+    rows //= batch_shards(mesh)
+    at_most = min(rows, rows_at_once) or rows
+    return rows // next(n for n in range(at_most, 0, -1) if rows % n == 0)
+
+
 def map_rows(function: Callable[[Any], Any], batch: Any, mesh: Mesh, rows_at_once: int) -> Any:
-    """`function(batch)` for a function of rows, at most `rows_at_once` of each device at a time.
+    """`function(batch)` for a function of rows, in the parts of `count_parts`.
 
     The arrays of `batch` and of the result are `[rows, ...]`. Fewer rows at a time need less
-    memory. The parts are equal: the largest divisor of a device's rows that is not more.
+    memory.
     """
     shards = batch_shards(mesh)
-    rows = jax.tree.leaves(batch)[0].shape[0] // shards
-    at_once = next(n for n in range(max(1, min(rows, rows_at_once)), 0, -1) if rows % n == 0)
-    if at_once == rows:
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    parts = count_parts(rows, mesh, rows_at_once)
+    if parts == 1:
         return function(batch)
-    parts = rows // at_once
 
     def joined(x: jax.Array) -> jax.Array:
-        x = x.reshape(parts, shards, at_once, *x.shape[2:]).swapaxes(0, 1)
-        return x.reshape(shards * rows, *x.shape[3:])
+        x = x.reshape(parts, shards, -1, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(rows, *x.shape[3:])
 
     found = jax.lax.map(function, jax.tree.map(lambda x: parted_rows(x, parts, mesh), batch))
     return jax.tree.map(joined, found)

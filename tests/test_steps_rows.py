@@ -9,7 +9,7 @@ import pytest
 from prm_jax.config import MeshConfig, ModelConfig
 from prm_jax.model.heads import ScalarModel
 from prm_jax.rl.losses import masked_mean
-from prm_jax.sharding import batch_sharding, init_params, make_mesh
+from prm_jax.sharding import batch_sharding, count_parts, init_params, make_mesh
 from prm_jax.steps.prm import make_prm_step
 from prm_jax.steps.state import gradients, new_state
 from prm_jax.types import LabelBatch
@@ -37,7 +37,7 @@ def squared_error(params, frozen, batch):
     return value, {"loss": value}
 
 
-@pytest.mark.parametrize(("mesh", "rows"), [(ONE, 1), (ONE, 8), (EIGHT, 1), (EIGHT, 2)])
+@pytest.mark.parametrize(("mesh", "rows"), [(ONE, 1), (ONE, 8), (ONE, 3), (EIGHT, 1), (EIGHT, 2)])
 def test_parts_weigh_as_their_tokens(mesh, rows):
     params = {"a": jnp.float32(0.3), "b": jnp.float32(-0.2)}
     batch = jax.device_put(labels(), batch_sharding(mesh))
@@ -68,9 +68,13 @@ def test_rows_stay_on_their_device():
     )
 
 
-def test_rows_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"mesh.rows_at_once = 3 .* 32 rows on each device"):
-        gradients(squared_error, lambda b: b.mask, {}, 0.0, labels(), ONE, 3)
+@pytest.mark.parametrize(
+    ("rows", "mesh", "at_once", "parts"),
+    [(32, ONE, 0, 1), (32, ONE, 32, 1), (32, ONE, 99, 1), (32, ONE, 8, 4), (32, ONE, 3, 16),
+     (32, EIGHT, 3, 2), (7, ONE, 2, 7)],
+)  # fmt: skip
+def test_a_part_has_the_most_rows_that_divide_a_devices(rows, mesh, at_once, parts):
+    assert count_parts(rows, mesh, at_once) == parts
 
 
 def test_a_step_of_the_prm_is_the_same_and_keeps_less():

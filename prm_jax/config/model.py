@@ -128,9 +128,10 @@ class MeshConfig(Section):
     """Splits the batch and the parameters."""
     tensor: int = 1
     """Splits heads, MLP and vocabulary."""
-    rows_at_once: int = 0
-    """Responses that a device takes at a time when it trains; the gradients of the others are added
-    to theirs, for less memory and more passes over the parameters. 0 takes all at once."""
+    rows_at_once: int = 8
+    """Responses that a device takes at a time when it trains, at most; the gradients of the others
+    are added to theirs. Fewer take less memory and more passes over the parameters, and those of
+    PPO are taken by length and not padded to the longest. 0 takes all at once."""
 
     def __post_init__(self):
         axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}

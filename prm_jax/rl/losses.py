@@ -90,9 +90,8 @@ def ppo_value_loss(
     clipped = clip(values, old_values - value_clip, old_values + value_clip)
     loss    = 0.5 mean max((values - returns)^2, (clipped - returns)^2)
 
-    Metrics: `value/clip_fraction`, the share of tokens where the clip binds;
-    `value/explained_variance`, 1 - Var(returns - values) / Var(returns), or 0 where the returns do
-    not vary; `value/mean`; `value/return_mean`.
+    Metrics: `value/clip_fraction`, the share of tokens where the clip binds; `value/mean`;
+    `value/return_mean`.
 
     Source: the clip of OpenAI Baselines' PPO; Huang et al., "The 37 implementation details of PPO".
     """
@@ -101,17 +100,24 @@ def ppo_value_loss(
     clipped = jnp.clip(values, old_values - value_clip, old_values + value_clip)
     free_error, clipped_error = jnp.square(values - returns), jnp.square(clipped - returns)
     loss = 0.5 * masked_mean(jnp.maximum(free_error, clipped_error), mask)
-    spread = _variance(returns, mask)
-    unexplained = _variance(returns - values, mask)
     metrics = {
         "value/clip_fraction": masked_mean(clipped_error > free_error, mask),
-        "value/explained_variance": jnp.where(
-            spread > 0, 1 - unexplained / jnp.where(spread > 0, spread, 1.0), 0.0
-        ),
         "value/mean": masked_mean(values, mask),
         "value/return_mean": masked_mean(returns, mask),
     }
     return loss, {name: lax.stop_gradient(value) for name, value in metrics.items()}
+
+
+def explained_variance(
+    values: Float[Array, "B T"], returns: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Scalar:
+    """1 - Var(returns - values) / Var(returns) over the masked tokens; 0 where no return varies.
+
+    1: the values are the returns up to a shift; 0: they say no more than a constant; below 0: less.
+    """
+    values, returns = _masked(values, mask), _masked(returns, mask)
+    spread, unexplained = _variance(returns, mask), _variance(returns - values, mask)
+    return jnp.where(spread > 0, 1 - unexplained / jnp.where(spread > 0, spread, 1.0), 0.0)
 
 
 def prm_loss(

@@ -195,13 +195,6 @@ def check_fit(run: Run) -> None:
                 f"{name} = {rows} is not allowed: it must be a multiple of the {shards} devices "
                 "on the mesh axes data and fsdp"
             )
-        at_once = config.mesh.rows_at_once
-        if at_once and name != "ppo.rollouts / ppo.samples_per_prompt":
-            if (rows // shards) % min(at_once, rows // shards):
-                raise ConfigError(
-                    f"mesh.rows_at_once = {at_once} is not allowed: {name} = {rows} is "
-                    f"{rows // shards} rows on each of {shards} devices, which it must divide"
-                )
 
 
 def load_tokenizer(config: Config, workdir: Path, problems: Callable[[], ProblemSets]) -> Tokenizer:

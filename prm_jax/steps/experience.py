@@ -21,9 +21,10 @@ from prm_jax.rl.advantages import (
     whiten,
 )
 from prm_jax.rl.dense import DenseForm
-from prm_jax.rl.losses import recalibrate
+from prm_jax.rl.losses import explained_variance, recalibrate
 from prm_jax.rl.rewards import kl_penalties, token_rewards
-from prm_jax.sharding import batch_sharding, map_rows, replicated
+from prm_jax.sharding import batch_sharding, count_parts, map_rows, replicated
+from prm_jax.steps import columns
 from prm_jax.types import PPOBatch, Rollout, Samples
 
 Metrics = dict[str, jax.Array]
@@ -43,7 +44,8 @@ def make_score(
     `prompt_tokens` is P, the columns of the grid that hold prompts.
     `critic_params` and `prm_params` may be None: then the values or the scores are zeros, and the
     forward pass is not compiled.
-    `rows_at_once` > 0 bounds the rows that each device reads at a time.
+    `rows_at_once` > 0 bounds the rows that each device reads at a time; those of like length are
+    read together, and cut to it (columns.py).
     All are `[B, T]` float32; log-probs are of the distribution at `temperature`, the sampler's.
     """
     rows = batch_sharding(mesh)
@@ -68,8 +70,23 @@ def make_score(
             return ref_logp, values, scores
 
         batch = samples.tokens, samples.valid
-        at_once = rows_at_once or samples.tokens.shape[0]
-        return map_rows(of_rows, batch, mesh, at_once)
+        n_rows, n_columns = samples.tokens.shape
+        n = count_parts(n_rows, mesh, rows_at_once)
+        if n == 1:
+            return of_rows(batch)
+        widths = columns.widths(prompt_tokens, n_columns)
+
+        def of_part(part: tuple[jax.Array, jax.Array]):
+            return columns.cut(padded, part, part[1], widths)
+
+        def padded(part: tuple[jax.Array, jax.Array]):
+            missing = n_columns - part[0].shape[1]
+            return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, missing))), of_rows(part))
+
+        order = columns.by_length(samples.completion_mask, mesh, n)
+        batch = jax.tree.map(lambda x: x[order], batch)
+        found = map_rows(of_part, batch, mesh, rows_at_once)
+        return jax.tree.map(lambda x: x[jnp.argsort(order)], found)
 
     return jax.jit(score, out_shardings=rows)
 
@@ -91,6 +108,8 @@ def make_experience(
     error_threshold: float = 0.0,
 ) -> Callable[[Rollout], tuple[PPOBatch, Metrics]]:
     """A jitted `rollout -> (batch, metrics)`: rewards, GAE, advantages whitened over the rollout.
+
+    Among the metrics is how much of the returns the critic explains before it learns from them.
 
     lam_fail = lam_pass = 0 leaves the unit-test reward and the KL penalty alone; `form` and the
     three after it are `dense_rewards`'. `critic_lambda` is the lambda of the returns where it is
@@ -150,6 +169,8 @@ def make_experience(
             advantages=advantages,
             returns=returns,
         )
+        if not group_size:
+            metrics["value/explained_variance"] = explained_variance(rollout.values, returns, mask)
         sizes = {
             "rollout/length_tokens": mask.sum(axis=1).mean(dtype=jnp.float32),
             "rollout/lines": rollout.line_end.sum(axis=1).mean(dtype=jnp.float32),

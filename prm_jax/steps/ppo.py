@@ -151,7 +151,7 @@ def make_policy_update(
 
     def step(state: TrainState, frozen, batch: PPOBatch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(
-            loss, _completion, state.params, frozen, batch, mesh, rows_at_once
+            loss, _completion, state.params, frozen, batch, mesh, rows_at_once, prompt_tokens
         )
         state, norm = apply_gradients(state, grads, tx)
         return state, metrics | {"policy/grad_norm": norm}
@@ -191,7 +191,7 @@ def make_critic_update(
 
     def step(state: TrainState, frozen, batch: PPOBatch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(
-            loss, _completion, state.params, frozen, batch, mesh, rows_at_once
+            loss, _completion, state.params, frozen, batch, mesh, rows_at_once, prompt_tokens
         )
         state, norm = apply_gradients(state, grads, critic_tx)
         return state, metrics | {"value/grad_norm": norm}

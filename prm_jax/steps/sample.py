@@ -199,7 +199,7 @@ def read_prompts(
         apply: Any = functools.partial(model.apply, {"params": params})
         return tuple(apply(tokens, valid, first=p - 1, method="hidden")[1])
 
-    found = map_rows(read, (tokens, valid), mesh, READ_TOKENS // p)
+    found = map_rows(read, (tokens, valid), mesh, max(1, READ_TOKENS // p))
     return jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", "time", "head_dim"), found)
 
 

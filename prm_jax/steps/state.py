@@ -1,5 +1,6 @@
 """Train states: parameters, optimizer state and step counter of one model, made sharded."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from prm_jax import sharding
 from prm_jax.model.heads import ScalarModel
+from prm_jax.steps import columns
 from prm_jax.types import TrainState
 
 
@@ -97,36 +99,37 @@ def gradients(
     batch: Any,
     mesh: Mesh,
     rows_at_once: int = 0,
+    prompt_tokens: int | None = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Gradients of `loss(trained, frozen, batch)`, a mean over the tokens of the mask `counted`.
 
-    With `rows_at_once` > 0 each device takes that many of its rows at a time, for as many more
-    passes over the parameters. Each part weighs as its share of the tokens, so that the sum is the
-    gradient of the whole batch to rounding; so are the metrics that are means over tokens.
+    With `rows_at_once` > 0 each device takes at most that many of its rows at a time
+    (`sharding.count_parts`), for as many more passes over the parameters. Each part weighs as its
+    share of the tokens, so that the sum is the gradient of the whole batch to rounding; so are the
+    metrics that are means over tokens.
 
-    Raises ValueError if the rows of a device are no multiple of `rows_at_once`.
+    With `prompt_tokens` the parts are of like length and cut to it (columns.py): all arrays of the
+    batch are `[B, T]`, and what is counted lies behind so many columns of prompts.
     """
-    gradient = jax.grad(loss, has_aux=True)
-    shards = sharding.batch_shards(mesh)
-    rows = counted(batch).shape[0] // shards
-    if not rows_at_once or rows <= rows_at_once:
-        return gradient(trained, frozen, batch)
-    if rows % rows_at_once:
-        raise ValueError(
-            f"mesh.rows_at_once = {rows_at_once} is not allowed with {rows} rows on each device: "
-            "it must be a divisor of them"
-        )
-    n = rows // rows_at_once
-
+    gradient = functools.partial(jax.grad(loss, has_aux=True), trained, frozen)
+    n = sharding.count_parts(counted(batch).shape[0], mesh, rows_at_once)
+    if n == 1:
+        return gradient(batch)
+    of_part = gradient
+    if prompt_tokens is not None:
+        order = columns.by_length(counted(batch), mesh, n)
+        batch = jax.tree.map(lambda x: x[order], batch)
+        widths = columns.widths(prompt_tokens, counted(batch).shape[1])
+        of_part = lambda part: columns.cut(gradient, part, counted(part), widths)  # noqa: E731
     total = jnp.maximum(counted(batch).sum(), 1)
 
     def add(sums: Any, part: Any) -> tuple[Any, None]:
         share = counted(part).sum() / total
-        found = gradient(trained, frozen, part)
+        found = of_part(part)
         return jax.tree.map(lambda a, b: a + share * b, sums, found), None
 
     batches = jax.tree.map(lambda x: sharding.parted_rows(x, n, mesh), batch)
     first = jax.tree.map(lambda x: x[0], batches)
-    like = jax.eval_shape(gradient, trained, frozen, first)
+    like = jax.eval_shape(gradient, first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     return jax.lax.scan(add, zeros, batches)[0]

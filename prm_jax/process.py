@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 COMPILED = Path.home() / ".cache/prm_jax/compiled"
+VERDICTS = Path.home() / ".cache/prm_jax/verdicts"  # of programs that were judged in any run
 # A product with a gathered matrix stays one product. Cut into one for each chip's part, as the TPU
 # compiler does on few chips, a 7B update on 16 of them takes 1.16 s of modelled time and not 0.74.
 LIBTPU_FLAGS = (

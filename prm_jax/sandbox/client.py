@@ -14,13 +14,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from prm_jax.sandbox.core import frames, linux, start_code
 from prm_jax.sandbox.core.pool import base_interpreter
 from prm_jax.sandbox.core.tiers import TIERS
+from prm_jax.sandbox.memo import Memo
 from prm_jax.types import CallTests, CheckTests, Limits, StdioTests, Tests, Verdict
 
 _MAX_BROKERS = 3  # that may die under one piece of work
@@ -57,10 +59,18 @@ class Sandbox:
 
     `jobs` is how many programs run at once, 0 for the cores that this process may use; `min_tier`
     is the weakest isolation that is accepted; `without` leaves layers off (namespaces, second_uid,
-    user, landlock, seccomp, cgroup), which lowers the tier. Raises SandboxRefused.
+    user, landlock, seccomp, cgroup), which lowers the tier; `memo` is a file of verdicts that runs
+    share, none by default. Raises SandboxRefused.
     """
 
-    def __init__(self, jobs: int = 0, min_tier: str = "T3", *, without: Iterable[str] = ()):
+    def __init__(
+        self,
+        jobs: int = 0,
+        min_tier: str = "T3",
+        *,
+        without: Collection[str] = (),
+        memo: Path | None = None,
+    ):
         if min_tier not in TIERS:
             raise ValueError(f"min_tier = {min_tier!r} is not allowed: it must be one of {TIERS}")
         if jobs < 0:
@@ -82,6 +92,7 @@ class Sandbox:
         self._open: dict[int, _Open] = {}
         self._by_key: dict[bytes, int] = {}
         self._judged: collections.OrderedDict[bytes, Verdict] = collections.OrderedDict()
+        self._memo = None if memo is None else Memo(memo, without=without)
         self._next_id = 1
         self._closed = False
         self._room = threading.BoundedSemaphore(self.jobs * _WAITING_PER_JOB)
@@ -127,6 +138,9 @@ class Sandbox:
                 return
             self._closed = True
         self._shut()
+        with self._lock:
+            if self._memo is not None:
+                self._memo.close()
         self._reader.join(_CLOSE_S)
         try:
             self._process.wait(_CLOSE_S)
@@ -140,14 +154,16 @@ class Sandbox:
     def _join(self, key: bytes, future: Future[Verdict]) -> bool:
         """Answer from what is known or under way, if it is."""
         with self._lock:
-            verdict = self._judged.get(key)
-            if verdict is None:
-                number = self._by_key.get(key)
-                if number is None:
-                    return False
+            if number := self._by_key.get(key):
                 self._open[number].futures.append(future)
                 return True
-            self._judged.move_to_end(key)
+            verdict = self._judged.get(key)
+            if verdict is not None:
+                self._judged.move_to_end(key)
+            elif self._memo is not None and not self._closed:
+                verdict = self._memo.get(key)
+            if verdict is None:
+                return False
         future.set_result(verdict)
         return True
 
@@ -173,6 +189,8 @@ class Sandbox:
             self._by_key.pop(done.key, None)
             if verdict is not None and verdict.status != "timeout":
                 self._judged[done.key] = verdict
+                if self._memo is not None:
+                    self._memo.put(done.key, verdict)
                 if len(self._judged) > _REMEMBERED:
                     self._judged.popitem(last=False)
         self._room.release()

@@ -4,19 +4,29 @@
     python -m prm_jax.study --study studies/default.py --final    # once, when nothing will change
 
 Every seed draws SFT, the baseline, labels and PRM anew. The arms that the question is about have
-five seeds; those that change one choice of labels, PRM or reward have three. At the size of
-configs/tiny.py.
+five seeds; those that change one choice of labels, PRM or reward have three. Models, problems and
+PPO are those of configs/tiny.py, held-out problems are as long as those of training, and PPO has
+half of the steps: with more, it comes to two of three by itself. Labels are four times as many as
+there: fewer make a PRM that cannot tell new responses (LABBOOK.md).
 """
 
 import dataclasses
 
-from prm_jax.config import ChainsConfig, Config, ProblemsConfig
+from prm_jax.config import (
+    ChainsConfig,
+    Config,
+    EvaluateConfig,
+    LabelConfig,
+    PPOConfig,
+    PRMConfig,
+    ProblemsConfig,
+)
 from prm_jax.study import Arm, Study
 
 SOME = (0, 1, 2)  # seeds of the arms that change one choice
-# A PRM arm samples, beside its own 12,800 rollouts, those of the baseline, 4,000 responses and
-# about 60,000 completions: PPO with all of these is 700 steps.
-EQUAL_TOTAL_STEPS = 700
+# A PRM arm samples, beside its own 6,400 rollouts, those of the baseline, 16,000 responses and some
+# 214,000 completions. PPO with a tenth of these programs has four times the steps.
+TENTH_OF_TOTAL_STEPS = 200
 
 
 def _only_some(*arms: Arm) -> tuple[Arm, ...]:
@@ -34,10 +44,11 @@ BASELINES = (
         about="group baseline, no critic",
     ),
     Arm(
-        "ppo_equal_total",
-        {"ppo.steps": EQUAL_TOTAL_STEPS},
+        "ppo_longer",
+        {"ppo.steps": TENTH_OF_TOTAL_STEPS},
         measure="rl",
-        about="PPO with as many programs as labels and both runs of RL take",
+        seeds=SOME,
+        about="PPO with a tenth of the programs that labels and both runs of RL take",
     ),
 )
 
@@ -108,6 +119,11 @@ LABELS = _only_some(
     ),
     Arm("k4", {"label.samples_per_prefix": 4}, about="K = 4 completions per prefix"),
     Arm("k20", {"label.samples_per_prefix": 20}, about="K = 20 (paper)"),
+    Arm(
+        "quarter_of_labels",
+        {"label.prompts": 1_000, "prm.steps": 600},
+        about="a quarter of the responses, a quarter of the PRM's steps",
+    ),
     Arm("cool_labels", {"label.temperature": 0.6}, about="labelled at temperature 0.6"),
     Arm("dense_search", {"label.search": "dense"}, about="every prefix probed"),
     Arm(
@@ -120,7 +136,7 @@ LABELS = _only_some(
 PRMS = _only_some(
     Arm("all_lines", {"prm.loss_on": "all"}, about="PRM's loss on all lines (paper)"),
     Arm("outcome_model", {"prm.loss_on": "outcome"}, about="an outcome model for a PRM"),
-    Arm("remove_hard", {"prm.selection": "remove_hard"}, about="without Wrong responses"),
+    Arm("full_data", {"prm.selection": "full"}, about="all labelled responses"),
     Arm("medium_only", {"prm.selection": "medium_only"}, about="problems of medium difficulty"),
     Arm(
         "revised_only",
@@ -135,12 +151,15 @@ def get_study() -> Study:
         name="default",
         config=Config(
             value_init=False,
-            problems=ProblemsConfig(chains=ChainsConfig(test=250, final=500)),
+            problems=ProblemsConfig(chains=ChainsConfig(test_horizons=(6, 8), final=500)),
+            ppo=PPOConfig(steps=50),
+            label=LabelConfig(prompts=4_000),
+            prm=PRMConfig(steps=2_400, selection="remove_hard"),
+            evaluate=EvaluateConfig(samples=5),
         ),
         seeds=(0, 1, 2, 3, 4),
         baseline="ppo",
         ordering=("sft", "ppo", "dense", "perfect"),
-        greedy=True,
         arms=(*BASELINES, *PROCESS, *REWARDS, *CRITIC, *LABELS, *PRMS),
         about="PPO on unit tests with and without process supervision, and one choice at a time.",
     )

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prm_jax.config import ConfigError, MeshConfig
@@ -51,7 +52,11 @@ class ShardingError(ValueError):
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all `devices`; raises ConfigError if they do not fit."""
+    """The mesh (data, fsdp, tensor) over all `devices`; raises ConfigError if they do not fit.
+
+    TPU slices that are only joined by the network of their data centre are laid along `data`, where
+    nothing but gradients travels.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in AXES}
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -66,7 +71,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         )
     # Linen's activations carry constraints, which need Auto axes; the default became Explicit.
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    if sizes["data"] % slices:
+        raise ConfigError(
+            f"mesh.data = {sizes['data']} is not allowed over {slices} slices: it must be a "
+            f"multiple of {slices}, since fsdp and tensor would be slow between slices"
+        )
+    within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    laid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return Mesh(laid, AXES, axis_types=types)
 
 
 def partition_spec(

@@ -412,7 +412,7 @@ def test_the_compilers_refusal_is_read():
 
 
 def test_the_json_has_what_is_promised(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "tpu_devices", lambda slice_: jax.devices()[: slice_.chips])
+    monkeypatch.setattr(command, "tpu_devices", lambda slice_, slices: jax.devices()[: slice_.chips])
     monkeypatch.setattr(
         command, "plan", lambda program, mesh, slice_: dataclasses.replace(PLAN, name=program.name)
     )
@@ -460,3 +460,21 @@ def test_weights_that_are_not_here_leave_the_architecture_to_the_config(tmp_path
     silent = dataclasses.replace(config, model=dataclasses.replace(absent, vocab_size=0))
     with pytest.raises(ConfigError, match="model.vocab_size = 0"):
         command.architecture(silent)
+
+
+def test_what_goes_between_slices_is_counted_by_itself():
+    def program(handler: str) -> str:
+        return f"""
+ENTRY %main (p: f32[4,128]) -> f32[4,128] {{
+  %sum = f32[4,128]{{1,0}} all-reduce(%p), channel_id=1, replica_groups={{{{0,1,2,3}}}}
+  %after = token[] after-all()
+  %send = (f32[4,128]{{1,0}}, u32[], token[]) send(%sum, %after), channel_id=2, \
+is_host_transfer=true, frontend_attributes={{_xla_host_transfer_handler_name="{handler}"}}
+}}
+"""
+
+    mesh = {"data": 1, "fsdp": 4, "tensor": 1}
+    ring = 2 * 3 / 4 * 4 * 128 * 4
+    between = cost_of(program("xla_megascale_runtime"), mesh, most_trips=1).moved
+    assert between == {"fsdp": ring, "between slices": 4 * 128 * 4}
+    assert cost_of(program("another"), mesh, most_trips=1).moved == {"fsdp": ring}

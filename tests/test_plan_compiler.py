@@ -25,6 +25,19 @@ def get_config():
 
 if importlib.util.find_spec("libtpu"):
 
+    def test_only_gradients_travel_between_slices(tmp_path: Path):
+        (tmp_path / "config.py").write_text(CONFIG)
+        result = tmp_path / "plan.json"
+        argv = ["--config", tmp_path / "config.py", "--topology", "v5e-4", "--slices", "2"]
+        argv += ["--mesh.data", "2", "--mesh.fsdp", "4", "--stage", "sft"]
+        assert main([*map(str, argv), "--json", str(result)]) == 0
+        (step,) = json.loads(result.read_text())["programs"]
+        n_params = 1024 * 256 + 3 * (4 * 256 * 256 + 3 * 256 * 512)
+        assert abs(step["argument_bytes"] / (12 * n_params / 4) - 1) < 0.05
+        # A chip's part of the gradients, in float32 or bfloat16; little else.
+        assert 0.4 < step["bytes_moved"]["between slices"] / (4 * n_params / 4) < 1.2
+        assert step["bytes_moved"]["fsdp"] > 0 and "data" not in step["bytes_moved"]
+
     def test_a_small_model_is_planned_for_eight_chips(tmp_path: Path):
         (tmp_path / "config.py").write_text(CONFIG)
         result = tmp_path / "plan.json"

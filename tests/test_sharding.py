@@ -1,5 +1,7 @@
+import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -76,6 +78,31 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
         make_mesh(sizes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the layout reads of a device."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU of no known kind"
+
+    @property
+    def process_index(self) -> int:
+        return self.id // 2
+
+
+def test_slices_are_laid_along_data():
+    chips = [Chip(i, i % 2) for i in range(16)]  # in no order that helps
+    mesh = make_mesh(MeshConfig(4, -1, 2), chips)
+    assert mesh.devices.shape == (4, 2, 2) and len(set(mesh.devices.flat)) == 16
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert (slices == np.array([0, 0, 1, 1])[:, None, None]).all()
+    for sizes in (MeshConfig(1, -1, 1), MeshConfig(1, 8, 2)):
+        with pytest.raises(ConfigError, match=r"mesh.data = 1 .* 2 slices.*multiple of 2"):
+            make_mesh(sizes, chips)
+
+
 # ------------------------------------------------------------------------------------ the rules
 
 
@@ -118,7 +145,8 @@ class Misnamed(nn.Module):
     @nn.compact
     def __call__(self, tokens, valid):
         init = nn.with_logical_partitioning(nn.initializers.ones, ("experts",))
-        return self.param("kernel", init, (8,)).sum()
+        kernel: Any = self.param("kernel", init, (8,))
+        return kernel.sum()
 
 
 @pytest.mark.parametrize("module", [Nameless(), Misnamed()])

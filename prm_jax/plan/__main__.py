@@ -44,6 +44,8 @@ class Arguments:
     topology: str
     """The slice, as gcloud names its accelerator type: v5e-64 (or v5litepod-64), v4-128, v5p-64."""
     config: Annotated[Config, tyro.conf.arg(name="")]
+    slices: int = 1
+    """Of that kind, joined by the network between them (Multislice); mesh.data is laid over it."""
     stage: Literal["ppo", "prm", "sft", "sample", "all"] = "all"
     """Whose programs; sample is sampling outside of PPO, for labels and evaluation."""
     json: Path | None = None
@@ -81,9 +83,13 @@ def make_plans(arguments: Arguments) -> list[Plan]:
     """Plans of a config's programs, printed one after the other as they are compiled."""
     slice_ = find_slice(arguments.topology)
     config = architecture(arguments.config)
-    mesh = make_mesh(config.mesh, tpu_devices(slice_))
+    if arguments.slices < 1:
+        raise ConfigError(f"--slices = {arguments.slices} is not allowed: it must be at least 1")
+    mesh = make_mesh(config.mesh, tpu_devices(slice_, arguments.slices))
+    several = f"{arguments.slices} x " if arguments.slices > 1 else ""
     say(
-        f"{arguments.config_file} on {slice_.name}: {slice_.chips} chips ({slice_.shape}) of "
+        f"{arguments.config_file} on {several}{slice_.name}: {several}{slice_.chips} chips "
+        f"({slice_.shape}) of "
         f"{slice_.chip.hbm_bytes / 2**30:.2f} GiB, mesh {dict(mesh.shape)}"
     )
     plans = []

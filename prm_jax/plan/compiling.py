@@ -42,8 +42,11 @@ class Plan:
     compile_s: float
 
 
-def tpu_devices(slice_: Slice) -> list[Any]:
-    """The chips of a slice, for compiling only; raises ConfigError without the TPU's compiler."""
+def tpu_devices(slice_: Slice, slices: int = 1) -> list[Any]:
+    """The chips of equal slices, for compiling only.
+
+    Raises ConfigError without the TPU's compiler.
+    """
     # Only a TPU machine can answer what the compiler asks; and no TPU is driven here, so others may
     # use theirs, or this compiler, at the same time.
     for name, value in (
@@ -62,9 +65,11 @@ def tpu_devices(slice_: Slice) -> list[Any]:
             "the TPU's compiler is not installed: it comes with libtpu, which needs no TPU; "
             f"{INSTALL}"
         ) from None
-    settings = {}
+    settings: dict[str, Any] = {}
     if slice_.chips == 1:
         settings["chips_per_host_bounds"] = (1, 1, 1)
+    if slices > 1:
+        settings["num_slices"] = slices
     description = topologies.get_topology_desc(
         platform="tpu", topology_name=slice_.topology, **settings
     )
@@ -72,7 +77,7 @@ def tpu_devices(slice_: Slice) -> list[Any]:
 
 
 def plan(program: Program, mesh: Mesh, slice_: Slice) -> Plan:
-    """Compiles a program for the mesh of a slice's chips, and reads what it will take."""
+    """Compiles a program for a mesh of one or more slices, and reads what a chip will take."""
     begun_s = time.perf_counter()
     with jax.set_mesh(mesh):
         traced = program.function.trace(*program.arguments)
@@ -83,7 +88,7 @@ def plan(program: Program, mesh: Mesh, slice_: Slice) -> Plan:
     chip = slice_.chip
     kept = {name: bytes_per_chip(tree) for name, tree in program.kept.items()}
     kept_bytes = sum(kept.values())
-    floor_s = total / slice_.chips / chip.peak_flops
+    floor_s = total / mesh.size / chip.peak_flops
     arguments = bytes_per_chip(program.arguments)
     if error:
         used, largest = out_of_memory(error[0])
@@ -104,7 +109,8 @@ def plan(program: Program, mesh: Mesh, slice_: Slice) -> Plan:
             compile_s=time.perf_counter() - begun_s,
         )
     memory = compiled.memory_analysis()
-    cost = cost_of(compiled.as_text(), dict(mesh.shape), most_trips=program.most_trips)
+    within = dict(mesh.shape) | {"data": mesh.shape["data"] * slice_.chips // mesh.size}
+    cost = cost_of(compiled.as_text(), within, most_trips=program.most_trips)
     hbm = (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes

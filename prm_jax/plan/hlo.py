@@ -18,6 +18,7 @@ _COLLECTIVE = re.compile(
     r" (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)"
     r"(-start)?\("
 )
+_BETWEEN_SLICES = re.compile(r" send\(.*xla_megascale_runtime")
 _CALLED = re.compile(r"(?:to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
 _SHAPE = re.compile(r"\b(pred|bf16|[fsuc]\d+\w*)\[([\d,]*)\]")
@@ -42,7 +43,9 @@ def cost_of(text: str, mesh: Mapping[str, int], *, most_trips: int = 1) -> Cost:
     A loop that runs until its data say so counts as `most_trips`, and one around it once. Cycles
     are the compiler's estimates, which leave out collectives and kernels that are not XLA's own. A
     collective counts as what each chip sends on a ring: all-gather and reduce-scatter (n - 1) / n
-    of the larger side, all-reduce twice that, collective-permute its operand.
+    of the larger side, all-reduce twice that, collective-permute its operand. Over several slices
+    the program is that of one, `mesh` are its axes, and what each chip hands to the network between
+    slices is counted as `between slices`.
 
     Raises HLOError if the text has no entry computation, or groups of chips that are no axes.
     """
@@ -107,6 +110,9 @@ class _Counter:
                 seen.add(key)
                 axis, n = _axis(line, self._mesh)
                 moved[axis] += _bytes_sent(found[1], line, n)
+        elif _BETWEEN_SLICES.search(line):
+            # The result is (what is sent, context, token).
+            moved["between slices"] += _sizes(line.split(" = ", 1)[1])[0]
         elif re.search(r" (fusion|async-start|custom-call)\(", line):
             scattered = "reduce-scatter" in line.split(" = ")[0]
             for called in _CALLED.findall(line):

@@ -412,7 +412,7 @@ def test_the_compilers_refusal_is_read():
 
 
 def test_the_json_has_what_is_promised(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "tpu_devices", lambda slice_, slices: jax.devices()[: slice_.chips])
+    monkeypatch.setattr(command, "tpu_devices", lambda one, slices: jax.devices()[: one.chips])
     monkeypatch.setattr(
         command, "plan", lambda program, mesh, slice_: dataclasses.replace(PLAN, name=program.name)
     )

@@ -25,7 +25,7 @@ import tyro
 from prm_jax.config import ConfigError, EvaluateConfig
 from prm_jax.config_file import differences
 from prm_jax.metrics import MetricsLog, Progress, say
-from prm_jax.process import VERDICTS, settle_process
+from prm_jax.process import settle_process, verdicts_file
 from prm_jax.rl.statistics import best_of_n, pass_at_k
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
 from prm_jax.sharding import ShardingError
@@ -142,7 +142,7 @@ def evaluate(arguments: Arguments) -> tuple[dict[str, Any], Path]:
             if path is not None
         }
         sandbox = stack.enter_context(
-            Sandbox(config.sandbox.jobs, config.sandbox.min_tier, memo=VERDICTS)
+            Sandbox(config.sandbox.jobs, config.sandbox.min_tier, memo=verdicts_file())
         )
         run = dataclasses.replace(run, sandbox=sandbox)
         stack.enter_context(jax.set_mesh(run.mesh))

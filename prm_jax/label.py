@@ -22,7 +22,7 @@ import tyro
 
 from prm_jax.config import ConfigError, LabelConfig
 from prm_jax.metrics import MetricsLog, Progress, say
-from prm_jax.process import VERDICTS, settle_process
+from prm_jax.process import settle_process, verdicts_file
 from prm_jax.rl.labels import response_class
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
 from prm_jax.sharding import ShardingError
@@ -110,7 +110,7 @@ def label(arguments: Arguments) -> tuple[list[dict[str, Any]], Path]:
         programs = read_programs(arguments.programs, problems, run, tests=True)
         found = find_policy(run, arguments)
         sandbox = stack.enter_context(
-            Sandbox(config.sandbox.jobs, config.sandbox.min_tier, memo=VERDICTS)
+            Sandbox(config.sandbox.jobs, config.sandbox.min_tier, memo=verdicts_file())
         )
         run = dataclasses.replace(run, sandbox=sandbox)
         stack.enter_context(jax.set_mesh(run.mesh))

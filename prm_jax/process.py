@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 
 COMPILED = Path.home() / ".cache/prm_jax/compiled"
-VERDICTS = Path.home() / ".cache/prm_jax/verdicts"  # of programs that were judged in any run
 # A product with a gathered matrix stays one product. Cut into one for each chip's part, as the TPU
 # compiler does on few chips, a 7B update on 16 of them takes 1.16 s of modelled time and not 0.74.
 LIBTPU_FLAGS = (
@@ -32,6 +31,16 @@ def settle_process() -> None:
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(arena_max, 1)
+
+
+def verdicts_file() -> Path | None:
+    """The file of verdicts that all runs of a user on this machine share; None if not wanted.
+
+    PRM_JAX_VERDICTS names another, or none if it is empty.
+    """
+    here = Path.home() / ".cache/prm_jax/verdicts" / (platform.node() or "here")
+    named = os.environ.get("PRM_JAX_VERDICTS", str(here))
+    return Path(named) if named else None
 
 
 def give_back_memory() -> None:

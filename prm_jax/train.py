@@ -28,7 +28,7 @@ from prm_jax import __version__, hosts
 from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.config_file import differences, load_config, read_config
 from prm_jax.metrics import MetricsLog, NonFiniteMetric, duration, say
-from prm_jax.process import VERDICTS, give_back_memory, settle_process
+from prm_jax.process import give_back_memory, settle_process, verdicts_file
 from prm_jax.profiling import Profiler
 from prm_jax.report import ReportError, write_report
 from prm_jax.sandbox import Sandbox, SandboxError, SandboxRefused
@@ -229,7 +229,7 @@ def run_stages(arguments: Arguments) -> None:
     # The sandbox starts its processes first: JAX's threads must never be forked.
     with (
         locked(workdir),
-        Sandbox(config.sandbox.jobs, config.sandbox.min_tier, memo=VERDICTS) as sandbox,
+        Sandbox(config.sandbox.jobs, config.sandbox.min_tier, memo=verdicts_file()) as sandbox,
         MetricsLog(workdir, Profiler(workdir / "profile", arguments.profile_steps)) as log,
     ):
         hosts.first(lambda: open_workdir(workdir, config))

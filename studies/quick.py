@@ -22,8 +22,8 @@ from prm_jax.study import Arm, Study
 def get_study() -> Study:
     config = Config(
         value_init=False,
-        # Held-out problems as long as those of training, and half of the default steps: with more
-        # PPO comes to two of three by itself, and the ceiling is a third as far above it.
+        # Held-out problems as long as those of training, and 50 steps: with 100 PPO comes to two of
+        # three by itself, and the ceiling is half as far above it.
         problems=ProblemsConfig(
             chains=ChainsConfig(validation=64, test=200, test_horizons=(6, 8)),
         ),

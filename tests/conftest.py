@@ -4,6 +4,7 @@ eight CPU devices, so that a mesh of one and a mesh of eight can be compared in 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["PRM_JAX_VERDICTS"] = ""  # every test judges for itself
 
 import jax
 from jaxtyping import install_import_hook

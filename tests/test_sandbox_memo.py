@@ -2,10 +2,12 @@
 
 import concurrent.futures
 import multiprocessing
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from prm_jax.process import verdicts_file
 from prm_jax.sandbox import Sandbox, memo
 from prm_jax.sandbox.memo import Memo
 from prm_jax.types import CallTests, Limits, Verdict
@@ -46,9 +48,35 @@ def test_what_may_change_a_verdict_is_part_of_its_key(tmp_path, monkeypatch):
     assert judged(path) != first
 
 
+@pytest.fixture
+def known(tmp_path):
+    found = Memo(tmp_path / "verdicts")
+    yield found
+    found.close()
+
+
+def test_verdicts_of_weaker_isolation_are_not_taken(tmp_path, known):
+    known.put(KEY, PASSED)
+    other = Memo(tmp_path / "verdicts", isolation="T2 []")
+    assert other.get(KEY) is None
+    other.put(KEY, Verdict("failed", 0, 3))
+    assert known.get(KEY) == PASSED
+    other.close()
+
+
+def test_a_verdict_under_anothers_key_is_not_believed(tmp_path, known, caplog):
+    known.put(KEY, PASSED)
+    known.put(b"other", Verdict("failed", 0, 3))
+    file = sqlite3.connect(tmp_path / "verdicts", isolation_level=None)
+    passed = file.execute("SELECT verdict FROM verdicts WHERE number = 1").fetchone()
+    file.execute("UPDATE verdicts SET verdict = ? WHERE number = 2", passed)
+    file.close()
+    assert known.get(b"other") is None
+    assert "not of the program" in caplog.text
+
+
 @pytest.mark.parametrize("status", ["timeout", "memory"])
-def test_what_a_busy_machine_may_cause_is_not_kept(tmp_path, status):
-    known = Memo(tmp_path / "verdicts")
+def test_what_a_busy_machine_may_cause_is_not_kept(known, status):
     known.put(KEY, Verdict(status, 0, 3))
     assert known.get(KEY) is None
     known.put(KEY, PASSED)
@@ -63,6 +91,7 @@ def test_the_oldest_are_forgotten(tmp_path, monkeypatch):
     known.close()
     again = Memo(tmp_path / "verdicts")
     assert [again.get(bytes([i])) is None for i in range(5)] == [True, True, False, False, False]
+    again.close()
 
 
 def test_a_broken_file_is_told_and_done_without(tmp_path, caplog):
@@ -73,14 +102,13 @@ def test_a_broken_file_is_told_and_done_without(tmp_path, caplog):
     assert len(caplog.records) == 1  # told once
 
 
-def test_a_verdict_that_cannot_be_read_is_judged_again(tmp_path):
-    path = tmp_path / "verdicts"
-    known = Memo(path)
+def test_a_verdict_that_cannot_be_read_is_judged_again(tmp_path, known):
     known.put(KEY, PASSED)
-    assert known._file is not None
-    known._file.execute("UPDATE verdicts SET verdict = '{\"status\": 1'")
+    file = sqlite3.connect(tmp_path / "verdicts", isolation_level=None)
+    file.execute("UPDATE verdicts SET verdict = '{\"status\": 1'")
+    file.close()
     assert known.get(KEY) is None
-    assert judged(path).status == "failed"
+    assert judged(tmp_path / "verdicts").status == "failed"
 
 
 def test_a_folder_that_cannot_be_made_is_told_and_done_without(tmp_path, caplog):
@@ -96,13 +124,32 @@ def fill(path: str, start: int) -> int:
     known = Memo(Path(path))
     for i in range(start, start + 200):
         known.put(i.to_bytes(2, "big"), PASSED)
-    return sum(known.get(i.to_bytes(2, "big")) == PASSED for i in range(start, start + 200))
+    found = sum(known.get(i.to_bytes(2, "big")) == PASSED for i in range(start, start + 200))
+    known.close()
+    return found
 
 
-def test_processes_share_a_file(tmp_path):
+def test_processes_share_a_file(tmp_path, known):
     path = str(tmp_path / "verdicts")
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(4, mp_context=context) as pool:
         assert list(pool.map(fill, [path] * 4, [0, 100, 200, 300])) == [200] * 4
-    known = Memo(Path(path))
     assert all(known.get(i.to_bytes(2, "big")) == PASSED for i in range(500))
+
+
+def test_where_the_file_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRM_JAX_VERDICTS", str(tmp_path / "mine"))
+    assert verdicts_file() == tmp_path / "mine"
+    monkeypatch.setenv("PRM_JAX_VERDICTS", "")
+    assert verdicts_file() is None
+    monkeypatch.delenv("PRM_JAX_VERDICTS")
+    named = verdicts_file()
+    assert named is not None and named.parent == Path.home() / ".cache/prm_jax/verdicts"
+
+
+def test_the_memo_is_closed_with_a_sandbox_that_was_given_up(tmp_path):
+    with Sandbox(1, memo=tmp_path / "verdicts") as sandbox:
+        sandbox._closed = True  # as the reading thread leaves it when no broker starts any more
+    assert sandbox._memo is not None and sandbox._memo._file is None
+    sandbox._closed = False
+    sandbox.close()

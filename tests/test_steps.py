@@ -271,6 +271,15 @@ def test_a_first_update_is_a_step_along_the_policy_gradient_and_the_value_error(
         assert max(jax.tree.leaves(moved)) > 1e-2, moved
 
 
+def test_the_critic_is_judged_by_the_whole_rollout_before_it_learns():
+    _, rollout, batch, *_, metrics = run_ppo(ONE)
+    mask = np.asarray(rollout.completion_mask)
+    returns, values = np.asarray(batch.returns)[mask], np.asarray(rollout.values)[mask]
+    wanted = 1 - np.var(returns - values) / np.var(returns)
+    assert abs(wanted) > 0.01
+    np.testing.assert_allclose(metrics["value/explained_variance"], wanted, rtol=1e-4)
+
+
 def test_ratios_and_value_steps_are_taken_from_the_rollouts_own_numbers():
     """Policy and values that moved since the rollout: log pi by log 2, V by 0.5 down."""
     batch, *_ = first_update()

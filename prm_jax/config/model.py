@@ -131,7 +131,7 @@ class MeshConfig(Section):
     rows_at_once: int = 8
     """Responses that a device takes at a time when it trains, at most; the gradients of the others
     are added to theirs. Fewer take less memory and more passes over the parameters, and those of
-    PPO are taken by length and not padded to the longest. 0 takes all at once."""
+    PPO, also as they are scored, are taken by length and not padded to the longest. 0 takes all."""
 
     def __post_init__(self):
         axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}

@@ -60,7 +60,7 @@ class Sandbox:
     `jobs` is how many programs run at once, 0 for the cores that this process may use; `min_tier`
     is the weakest isolation that is accepted; `without` leaves layers off (namespaces, second_uid,
     user, landlock, seccomp, cgroup), which lowers the tier; `memo` is a file of verdicts that runs
-    share, none by default. Raises SandboxRefused.
+    share, none by default and none in T4. Raises SandboxRefused.
     """
 
     def __init__(
@@ -92,12 +92,15 @@ class Sandbox:
         self._open: dict[int, _Open] = {}
         self._by_key: dict[bytes, int] = {}
         self._judged: collections.OrderedDict[bytes, Verdict] = collections.OrderedDict()
-        self._memo = None if memo is None else Memo(memo, without=without)
+        self._memo: Memo | None = None
         self._next_id = 1
         self._closed = False
         self._room = threading.BoundedSemaphore(self.jobs * _WAITING_PER_JOB)
         self._sending = threading.Lock()
         self._start()
+        # In T4 a program can write what we can, and so a memo as well.
+        if memo is not None and self.tier != "T4":
+            self._memo = Memo(memo, isolation=f"{self.tier} {sorted(without)}")
         self._reader = threading.Thread(target=self._read, name="sandbox", daemon=True)
         self._reader.start()
 
@@ -134,13 +137,12 @@ class Sandbox:
     def close(self) -> None:
         """End every process of the sandbox; open work fails with SandboxError."""
         with self._lock:
+            if self._memo is not None:
+                self._memo.close()
             if self._closed:
                 return
             self._closed = True
         self._shut()
-        with self._lock:
-            if self._memo is not None:
-                self._memo.close()
         self._reader.join(_CLOSE_S)
         try:
             self._process.wait(_CLOSE_S)

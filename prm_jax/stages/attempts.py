@@ -56,16 +56,17 @@ class Memo:
         self._statuses: dict[bytes, str] = {}
 
     @staticmethod
-    def _key(problem: Problem, program: str) -> bytes:
+    def key(problem: Problem, program: str) -> bytes:
+        """Equal for programs that must have one verdict."""
         # Only blanks that Python skips at the end of a program: another blank is a syntax error.
         text = f"{problem.task_id}\0{program.rstrip(_BLANKS)}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     def get(self, problem: Problem, program: str) -> str | None:
-        return self._statuses.get(self._key(problem, program))
+        return self._statuses.get(self.key(problem, program))
 
     def put(self, problem: Problem, program: str, status: str) -> None:
-        self._statuses[self._key(problem, program)] = status
+        self._statuses[self.key(problem, program)] = status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +92,14 @@ class Judge:
     def __init__(self, run: Run, memo: Memo):
         self._run = run
         self._memo = memo
-        self._running: dict[tuple[str, str], Future[Verdict]] = {}
+        self._running: dict[bytes, Future[Verdict]] = {}
 
     def submit(self, start: Start, new: tuple[int, ...]) -> Judging:
         """Starts judging a start with the tokens that were sampled after it."""
         problem, ids = start.problem, start.prefix + new
         program = self._run.program(problem, ids)
         known = self._memo.get(problem, program)
-        twin = (problem.task_id, program)
+        twin = self._memo.key(problem, program)
         executed = known is None and twin not in self._running
         if executed:
             self._running[twin] = self._run.judge(problem, program)
@@ -112,7 +113,7 @@ class Judge:
             assert judging.future is not None
             status = judging.future.result().status
             self._memo.put(judging.problem, judging.program, status)
-            self._running.pop((judging.problem.task_id, judging.program), None)
+            self._running.pop(self._memo.key(judging.problem, judging.program), None)
         return Attempt(judging.ids, status, judging.executed, judging.sampled_tokens)
 
     def recall(self, problem: Problem, rows: list[Any]) -> list[Attempt]:

@@ -18,7 +18,7 @@ from prm_jax.pretrained import read_model_config
 from prm_jax.problems import ProblemSets, data_folder, load_problems
 from prm_jax.prompts import Prompts
 from prm_jax.sandbox import Sandbox
-from prm_jax.sharding import batch_shards
+from prm_jax.sharding import batch_shards, count_parts
 from prm_jax.stages.rl import check_outcome
 from prm_jax.stages.run import Run
 from prm_jax.stages.truth import check_source
@@ -194,6 +194,14 @@ def check_fit(run: Run) -> None:
             raise ConfigError(
                 f"{name} = {rows} is not allowed: it must be a multiple of the {shards} devices "
                 "on the mesh axes data and fsdp"
+            )
+        here = rows // shards
+        taken = here // count_parts(rows, mesh, config.mesh.rows_at_once)
+        trains = name != "ppo.rollouts / ppo.samples_per_prompt"
+        if trains and 2 * taken < min(here, config.mesh.rows_at_once):
+            say(
+                f"{name} = {rows} is {here} on each device, taken {taken} at a time: multiples of "
+                f"mesh.rows_at_once = {config.mesh.rows_at_once} take less time"
             )
 
 

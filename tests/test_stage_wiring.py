@@ -297,9 +297,9 @@ def test_the_prm_is_judged_up_to_the_first_error(monkeypatch):
     scores = [np.array([0.8, -0.2, -0.6, 1.0, 1.0]), np.array([-1.0, 0.4])]
     monkeypatch.setattr(prm_stage, "step_scores", lambda *arguments: scores)
     validation = [problem("p"), problem("q")]
-    run = run_with(Config(), problems=SimpleNamespace(validation=validation))
+    run = run_with(Config(), problems=SimpleNamespace(validation=validation, asked={}))
     found = prm_stage.judge_prm(run, "prm", responses)
-    assert found["n_responses"] == 2
+    assert found["n_responses"] == 2 and "by_oracle" not in found
     assert found["auc_within_problem"] == 1.0  # 0.8 and -0.2 above -0.6; q has one class only
     # The first score below 0 is step 2, one before the error; q is rightly left alone.
     report = found["first_error"]
@@ -307,6 +307,19 @@ def test_the_prm_is_judged_up_to_the_first_error(monkeypatch):
     # p = 0.9, 0.4, 0.2 and 0.7 against 1, 1, 0 and 1: a bin each.
     assert found["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
     assert sum(row["n"] for row in found["calibration"]) == 4
+
+
+def test_the_prm_is_held_against_the_oracle_where_labels_are_wrong(monkeypatch):
+    """Labels say that the first line is lost; the error is in the second, where the PRM sees it."""
+    one = labelled(WRONG_2, ("3]\n", -1), ("* 3\n", -1), ("$", -1))
+    monkeypatch.setattr(prm_stage, "step_scores", lambda *arguments: [np.array([0.5, -0.5, 1.0])])
+    run = run_with(
+        Config(), problems=SimpleNamespace(validation=[problem("p")], asked={"p": CHAIN})
+    )
+    found = prm_stage.judge_prm(run, "prm", [one])
+    assert (found["first_error"]["exact"], found["first_error"]["too_late"]) == (0.0, 1.0)
+    assert found["by_oracle"]["first_error"]["exact"] == 1.0
+    assert found["by_oracle"]["auc_within_problem"] == 1.0
 
 
 # ----------------------------------------------------------------------------------------- evaluate

@@ -18,6 +18,7 @@ from prm_jax.stages.batches import Batches, right_pad
 from prm_jax.stages.label import LabelledResponse, read_labels
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.supervised import fit
+from prm_jax.stages.truth import true_labels
 from prm_jax.steps.prm import make_prefix_scores, make_prm_step
 from prm_jax.steps.state import scalar_params
 from prm_jax.types import LabelBatch, Problem
@@ -120,15 +121,32 @@ def step_scores(
 def judge_prm(run: Run, params: Any, responses: list[LabelledResponse]) -> dict[str, Any]:
     """How well the PRM finds errors in responses that it never saw, up to the first error.
 
-    AUC and calibration read the steps up to and including the first -1 (later steps are "already
-    dead" and flatter any model); neutral steps are left out. Undefined numbers are None.
+    Held against their labels by execution, and where the problems have an exact oracle against
+    that as well: labels are wrong where nobody could complete what can be completed.
     """
     by_id = {problem.task_id: problem for problem in run.problems.validation}
     problems = [by_id[r.task_id] for r in responses]
     scores = step_scores(run, params, problems, [(r.ids, r.end_token) for r in responses])
-    labels = [np.array(r.steps.labels, np.int64) for r in responses]
-    report = first_error_report(scores, labels, threshold=THRESHOLD)
+    by_execution = [np.array(r.steps.labels, np.int64) for r in responses]
+    quality = _quality(responses, scores, by_execution)
+    if run.problems.asked:
+        true = [
+            true_labels(run, problem, r.ids, passed=r.passed)[1].astype(np.int64)
+            for problem, r in zip(problems, responses, strict=True)
+        ]
+        quality["by_oracle"] = _quality(responses, scores, true)
+    return quality
 
+
+def _quality(
+    responses: list[LabelledResponse], scores: list[np.ndarray], labels: list[np.ndarray]
+) -> dict[str, Any]:
+    """What the scores of the responses' steps say of labels that they are held against.
+
+    AUC and calibration read the steps up to and including the first -1 (later steps are "already
+    dead" and flatter any model); neutral steps are left out. Undefined numbers are None.
+    """
+    report = first_error_report(scores, labels, threshold=THRESHOLD)
     counted = [loss_support(label, "first_error") & (label != 0) for label in labels]
     flat_scores = np.concatenate([s[c] for s, c in zip(scores, counted, strict=True)])
     flat_labels = np.concatenate([s[c] for s, c in zip(labels, counted, strict=True)])

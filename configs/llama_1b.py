@@ -61,6 +61,7 @@ def get_config() -> Config:
         mesh=MeshConfig(data=1, fsdp=8, tensor=1),
         sft=SFTConfig(steps=0),
         ppo=PPOConfig(
+            steps=100,
             rollouts=128,
             samples_per_prompt=4,
             minibatches=4,

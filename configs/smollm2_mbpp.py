@@ -57,7 +57,12 @@ def get_config() -> Config:
             temperature=0.6,
         ),
         prm=PRMConfig(
-            steps=12, batch_size=8, learning_rate=3e-4, warmup_steps=2, checkpoint_every=6
+            steps=12,
+            batch_size=8,
+            learning_rate=3e-4,
+            warmup_steps=2,
+            checkpoint_every=6,
+            selection="full",  # of 32 responses none can be spared
         ),
         evaluate=EvaluateConfig(first=48, samples=1, temperature=0.0),
     )

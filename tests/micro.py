@@ -35,6 +35,8 @@ def get_config() -> Config:
         label=LabelConfig(
             checkpoints=2, prompts=24, validation_prompts=8, samples_per_prefix=4, wave=2
         ),
-        prm=PRMConfig(steps=12, batch_size=16, warmup_steps=2, checkpoint_every=4),
+        prm=PRMConfig(
+            steps=12, batch_size=16, warmup_steps=2, checkpoint_every=4, selection="full"
+        ),
         evaluate=EvaluateConfig(samples=2, temperature=1.0, bootstrap=50),
     )

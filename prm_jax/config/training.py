@@ -46,7 +46,7 @@ class PPOConfig(Section):
 
     section: ClassVar[str] = "ppo"
 
-    steps: int = 100
+    steps: int = 50
     """Rollouts, each followed by an update."""
     rollouts: int = 128
     """Responses per step."""
@@ -201,8 +201,9 @@ class LabelConfig(Section):
 
     checkpoints: int = 4
     """Checkpoints of the baseline, evenly spaced, that the responses come from."""
-    prompts: int = 1_000
-    """Training prompts that each checkpoint answers, other ones each time while the set lasts."""
+    prompts: int = 2_000
+    """Training prompts that each checkpoint answers, other ones each time while the set lasts. A PRM
+    that saw few responses cannot tell new ones."""
     responses_per_prompt: int = 1
     """n: responses of each checkpoint to each prompt."""
     validation_prompts: int = 64
@@ -247,8 +248,11 @@ class PRMConfig(_SupervisedConfig):
 
     section: ClassVar[str] = "prm"
 
-    selection: Literal["full", "remove_hard", "medium_only", "revised_only"] = "full"
-    """Which responses train it; the paper prefers revised_only."""
+    steps: int = 1_200
+    """Optimizer steps."""
+    selection: Literal["full", "remove_hard", "medium_only", "revised_only"] = "remove_hard"
+    """Which responses train it. remove_hard leaves out those of prompts that nobody came near to,
+    whose first line is called lost whatever it is; the paper prefers revised_only."""
     loss_on: Literal["all", "first_error", "outcome"] = "first_error"
     """All lines (paper), or the lines up to and including the first -1. outcome: the last line
     alone, with whether the program passes: an outcome model from the same responses."""

@@ -196,7 +196,7 @@ def check_fit(run: Run) -> None:
                 "on the mesh axes data and fsdp"
             )
         here = rows // shards
-        taken = here // count_parts(rows, mesh, config.mesh.rows_at_once)
+        taken = here // count_parts(rows, run.mesh, config.mesh.rows_at_once)
         trains = name != "ppo.rollouts / ppo.samples_per_prompt"
         if trains and 2 * taken < min(here, config.mesh.rows_at_once):
             say(

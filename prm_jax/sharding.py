@@ -81,7 +81,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"multiple of {slices}, since fsdp and tensor would be slow between slices"
         )
     within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
-    laid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    laid = mesh_utils.create_hybrid_device_mesh(
+        within, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
     return Mesh(laid, AXES, axis_types=types)
 
 

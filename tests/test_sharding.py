@@ -87,9 +87,16 @@ class Chip:
     platform: str = "tpu"
     device_kind: str = "TPU of no known kind"
 
+    core_on_chip: int = 0
+
     @property
     def process_index(self) -> int:
         return self.id // 2
+
+    @property
+    def coords(self) -> tuple[int, int, int]:
+        """Of 2 x 4 chips in each of two slices."""
+        return self.id // 2 % 2, self.id // 4, 0
 
 
 def test_slices_are_laid_along_data():

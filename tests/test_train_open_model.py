@@ -73,7 +73,9 @@ def get_config():
         label=LabelConfig(
             checkpoints=1, prompts=4, validation_prompts=2, samples_per_prefix=2, wave=2
         ),
-        prm=PRMConfig(steps=2, batch_size=8, warmup_steps=1, checkpoint_every=1),
+        prm=PRMConfig(
+            steps=2, batch_size=8, warmup_steps=1, checkpoint_every=1, selection="full"
+        ),
         evaluate=EvaluateConfig(samples=1, temperature=0.0, bootstrap=20),
     )
 """

@@ -202,8 +202,8 @@ class LabelConfig(Section):
     checkpoints: int = 4
     """Checkpoints of the baseline, evenly spaced, that the responses come from."""
     prompts: int = 2_000
-    """Training prompts that each checkpoint answers, other ones each time while the set lasts. A PRM
-    that saw few responses cannot tell new ones."""
+    """Training prompts that each checkpoint answers, other ones each time while the set lasts. A
+    PRM that saw few responses cannot tell new ones."""
     responses_per_prompt: int = 1
     """n: responses of each checkpoint to each prompt."""
     validation_prompts: int = 64

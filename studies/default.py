@@ -5,9 +5,8 @@
 
 Every seed draws SFT, the baseline, labels and PRM anew. The arms that the question is about have
 five seeds; those that change one choice of labels, PRM or reward have three. Models, problems and
-PPO are those of configs/tiny.py, held-out problems are as long as those of training, and PPO has
-half of the steps: with more, it comes to two of three by itself. Labels are four times as many as
-there: fewer make a PRM that cannot tell new responses (LABBOOK.md).
+PPO are those of configs/tiny.py, but held-out problems are as long as those of training, and labels
+and steps of the PRM are twice as many: with fewer it cannot tell new responses (LABBOOK.md).
 """
 
 import dataclasses

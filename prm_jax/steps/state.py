@@ -115,17 +115,19 @@ def gradients(
     n = sharding.count_parts(counted(batch).shape[0], mesh, rows_at_once)
     if n == 1:
         return gradient(batch)
-    of_part = gradient
     if prompt_tokens is not None:
         order = columns.by_length(counted(batch), mesh, n)
         batch = jax.tree.map(lambda x: x[order], batch)
-        widths = columns.widths(prompt_tokens, counted(batch).shape[1])
-        of_part = lambda part: columns.cut(gradient, part, counted(part), widths)  # noqa: E731
     total = jnp.maximum(counted(batch).sum(), 1)
 
     def add(sums: Any, part: Any) -> tuple[Any, None]:
-        share = counted(part).sum() / total
-        found = of_part(part)
+        filled = counted(part)
+        if prompt_tokens is None:
+            found = gradient(part)
+        else:
+            widths = columns.widths(prompt_tokens, filled.shape[1])
+            found = columns.cut(gradient, part, filled, widths)
+        share = filled.sum() / total
         return jax.tree.map(lambda a, b: a + share * b, sums, found), None
 
     batches = jax.tree.map(lambda x: sharding.parted_rows(x, n, mesh), batch)

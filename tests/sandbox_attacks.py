@@ -34,7 +34,8 @@ def attacks() -> list[dict[str, Any]]:
 
 def work(attack: dict[str, Any], canary: str, repetition: int) -> tuple[str, Tests, Limits]:
     """The attack as work for the sandbox; equal work would be done only once."""
-    program = attack["program"].replace("@CANARY@", canary) + f"\n# {repetition}"
+    program = attack["program"].replace("@CANARY@", canary).replace("@HOME@", str(Path.home()))
+    program += f"\n# {repetition}"
     if attack["mode"] == "stdio":
         tests = StdioTests(tuple((stdin, stdout) for stdin, stdout in attack["cases"]))
     elif attack["mode"] == "check":

@@ -20,6 +20,7 @@ from prm_jax.config import (
     ModelConfig,
     PPOConfig,
     PRMConfig,
+    SFTConfig,
 )
 from prm_jax.model.heads import ScalarModel
 from prm_jax.model.score import state_values
@@ -33,6 +34,7 @@ from prm_jax.stages import rl as rl_stage
 from prm_jax.stages import rollouts as rollouts_room
 from prm_jax.stages.attempts import Attempt, completion_ids
 from prm_jax.stages.label import LabelledResponse
+from prm_jax.stages.opening import check_fit
 from prm_jax.types import CallTests, LineKind, PrefixLabels, Problem, Samples, Verdict
 
 TOKENIZER = Characters()
@@ -426,3 +428,20 @@ def test_pass_rates_by_hand():
     assert found["pass_at_k"]["2"]["value"] == pytest.approx((3 / 6 + 1 + 5 / 6) / 3)
     by_horizon = {h: (e["value"], e["n"]) for h, e in found["by_horizon"].items()}
     assert by_horizon == {"3": (pytest.approx(3 / 8), 2), "5": (pytest.approx(1.0), 1)}
+
+
+# ------------------------------------------------------------------------- batches and their parts
+
+
+@pytest.mark.parametrize(
+    ("rows", "at_once", "taken"),
+    [(62, 8, 2), (61, 8, 1), (64, 8, None), (6, 8, None), (62, 0, None)],
+)
+def test_batches_that_few_rows_at_a_time_hardly_divide_are_told(capsys, rows, at_once, taken):
+    config = Config(sft=SFTConfig(batch_size=rows), mesh=MeshConfig(rows_at_once=at_once))
+    none = SimpleNamespace(train=[], validation=[], held_out={}, asked={})
+    check_fit(run_with(config, problems=none))
+    said = capsys.readouterr()
+    wanted = f"sft.batch_size = {rows} is {rows} on each device, taken {taken} at a time"
+    assert (wanted in said.out + said.err) == (taken is not None)
+    assert "rows_at_once" in said.out + said.err or taken is None

@@ -332,6 +332,8 @@ def test_all_searches_side_by_side_find_each_transition(monkeypatch, ends_with_n
     for (n, truth), found in zip(shapes, group, strict=True):
         # A last token that ends a line is the whole response: nothing can follow, so it fails.
         assert found.m_star == truth
+        # What passed of the last saved prefix: its first sample of the second wave.
+        assert found.repair == (found.ids[:truth] + (1, 0, 0, 0, 0) if truth else ())
         labels = found.labels()
         assert labels.labels == (1,) * truth + (-1,) * (n - truth)
         probes = sum(count > 0 for count in labels.samples)

@@ -148,9 +148,12 @@ class DenseConfig(Section):
     source: Literal["prm", "oracle"] = "prm"
     """Who scores the lines: the PRM, or the exact oracle of the built-in problems. The oracle is a
     ceiling for comparisons and no method: it knows the solution."""
-    form: Literal["value", "progress", "min", "good_prefix"] = "value"
+    form: Literal["value", "progress", "min", "good_prefix", "plan"] = "value"
     """value: lam R / (lines), the paper's. progress: lam (R - R of the line before). min: lam R of
-    the worst line, nearly. good_prefix: lam where the lines before the first error end."""
+    the worst line, nearly. good_prefix: lam where the lines before the first error end. plan: lam R
+    of the plan, and lines relative to it (prompts.plan)."""
+    plan: bool = True
+    """Reward the plan as well, where responses open with one (prompts.plan)."""
     lam_fail: float = 0.45
     """Weight in responses that fail; the paper has 0.25, good-prefix rewards 0.5."""
     lam_pass: float = 0.45
@@ -167,11 +170,14 @@ class DenseConfig(Section):
     def __post_init__(self):
         self._not_negative("lam_fail", "lam_pass")
         self._one_of("source", "prm", "oracle")
-        self._one_of("form", "value", "progress", "min", "good_prefix")
+        self._one_of("form", "value", "progress", "min", "good_prefix", "plan")
         self._require(
             "length_normalised",
             self.length_normalised or self.form == "value",
             f"true with dense.form = {self.form!r}, which never divides by the number of lines",
+        )
+        self._require(
+            "plan", self.plan or self.form != "plan", "true with dense.form = 'plan', which pays it"
         )
         self._positive("tau")
         self._require("error_threshold", -1 < self.error_threshold <= 1, "above -1 and at most 1")
@@ -253,6 +259,9 @@ class PRMConfig(_SupervisedConfig):
     selection: Literal["full", "remove_hard", "medium_only", "revised_only"] = "remove_hard"
     """Which responses train it. remove_hard leaves out those of prompts that nobody came near to,
     whose first line is called lost whatever it is; the paper prefers revised_only."""
+    repairs: bool = False
+    """Train on completions that passed as well, for each failing response that of its longest
+    prefix that has one: the two differ from the line on that the label is about. Costs nothing."""
     loss_on: Literal["all", "first_error", "outcome"] = "first_error"
     """All lines (paper), or the lines up to and including the first -1. outcome: the last line
     alone, with whether the program passes: an outcome model from the same responses."""

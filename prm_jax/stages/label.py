@@ -2,13 +2,14 @@
 
 Checkpoints of the baseline answer training (and validation) prompts; each failing response is
 searched for its transition line by completing prefixes and running the tests (paper, section 3.1,
-Algorithm 1). Leaves `label/labels.jsonl`, one response a line, and the cost in `done.json`.
+Algorithm 1). Leaves `label/labels.jsonl`, one response a line, `label/repairs.jsonl`, completions
+that passed in the same form, and the cost in `done.json`.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,9 +35,10 @@ def label(run: Run) -> None:
         for completer, group in _groups(run, responses, steps).items():
             searcher.run(_policy(run, completer), completer, group, journal)
 
-    rows = [_row(r, neutral_comments=config.neutral_comments) for r in responses]
-    write_json_lines(run.workdir / "label/labels.jsonl", rows)
     train = [r for r in responses if r.split == "train"]
+    for name, some in (("labels", responses), ("repairs", _repairs(run, train))):
+        rows = [_row(r, neutral_comments=config.neutral_comments) for r in some]
+        write_json_lines(run.workdir / f"label/{name}.jsonl", rows)
     summary: dict[str, Any] = {
         "cost": _cost(train, searcher.spent, seconds),
         "classes": {
@@ -109,6 +111,15 @@ def make_response(
     )
 
 
+def _repairs(run: Run, responses: Sequence[Response]) -> list[Response]:
+    """The failing responses with what follows their last saved line replaced by what passed."""
+    return [
+        make_response(run, r.problem, r.split, r.checkpoint, Attempt(r.repair, "passed", False, 0))
+        for r in responses
+        if r.repair
+    ]
+
+
 def _groups(run: Run, responses: list[Response], steps: list[int]) -> dict[int, list[Response]]:
     """Failing responses by the checkpoint that completes their prefixes."""
     failing = [r for r in responses if not r.passed]
@@ -167,9 +178,9 @@ class LabelledResponse:
     steps: PrefixLabels
 
 
-def read_labels(run: Run) -> list[LabelledResponse]:
-    """The labelled responses that the label stage left."""
-    path = run.workdir / "label/labels.jsonl"
+def read_labels(run: Run, name: Literal["labels", "repairs"] = "labels") -> list[LabelledResponse]:
+    """The labelled responses that the label stage left, or the repairs of failing ones."""
+    path = run.workdir / f"label/{name}.jsonl"
     found = []
     for line in hosts.first(lambda: path.read_text(encoding="utf-8")).split("\n")[:-1]:
         row = json.loads(line)

@@ -31,6 +31,8 @@ def prm(run: Run) -> None:
     config = run.config.prm
     responses = read_labels(run)
     train = _training_responses(run, [r for r in responses if r.split == "train"])
+    if config.repairs:
+        train += [r for r in read_labels(run, "repairs") if len(r.steps.labels)]
     problems = {problem.task_id: problem for problem in run.problems.train}
     prompts = [run.prompt_ids(problems[r.task_id]) for r in train]
     batches = Batches(

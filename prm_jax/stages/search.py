@@ -46,6 +46,9 @@ class Response:
     passes: np.ndarray  # [M]
     samples: np.ndarray  # [M]
     m_star: int = 0
+    repair: tuple[int, ...] = ()
+    """The first completion that passed of the longest prefix that has one, with that prefix."""
+    repaired_from: int = 0  # the steps of that prefix
 
     @property
     def n_steps(self) -> int:
@@ -61,6 +64,11 @@ class Response:
         """
         whole = self.n_steps > 0 and self.end_token[-1] == len(self.ids) - 1
         return self.n_steps - int(whole)
+
+    def keep(self, attempt: Attempt, step: int) -> None:
+        """Keeps a completion of prefix `step` as the repair, if it is the best one so far."""
+        if attempt.passed and step > self.repaired_from:
+            self.repair, self.repaired_from = attempt.ids, step
 
     def labels(self, *, neutral_comments: bool = True) -> PrefixLabels:
         m_star = self.n_steps if self.passed else self.m_star
@@ -154,6 +162,7 @@ class Searcher:
                         break
                     samples[m - 1] += 1
                     passes[m - 1] += attempt.passed
+                    response.keep(attempt, m)
         response.m_star = lo
 
     def _given_up(self, failed: int) -> bool:
@@ -185,6 +194,8 @@ class Searcher:
             attempts = yield Probe(step, wave, prefix_of(self._run, response, step))
             response.samples[step - 1] += len(attempts)
             response.passes[step - 1] += sum(a.passed for a in attempts)
+            for attempt in attempts:
+                response.keep(attempt, step)
             self._spend(response, attempts, new_probe=wave == 0)
             if any(a.passed for a in attempts):
                 return True

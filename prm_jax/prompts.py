@@ -26,6 +26,11 @@ from prm_jax.tokenizer import Tokenizer
 from prm_jax.types import Problem
 
 OPENING, CLOSING = "```python\n", "\n```"
+PLAN_OPENS, PLAN_CLOSES = "<plan>\n", "</plan>\n"
+PLAN_REQUEST = (
+    "\n\nFirst write a plan of a few lines, between a line <plan> and a line </plan>; then the "
+    "program that carries it out."
+)
 # What a template that writes the date is told, the one that Llama 3's own fall back on: a run that
 # goes on the next day must ask the same.
 DATE = datetime.datetime(2024, 7, 26)
@@ -36,6 +41,7 @@ _OPENS = re.compile(
     rb"| (?<=[^`\n])(?P<inline>`{3,})(?:python3?|py)[\ \t\r]*\n",
     re.MULTILINE | re.IGNORECASE | re.VERBOSE,
 )
+_PLAN = re.compile(rb"^<plan>\n(?:.*?^</plan>(?:\n|\Z)|.*\Z)", re.MULTILINE | re.DOTALL)
 _CODE = (b"", b"python", b"py", b"python3")  # the languages of a block that is the program
 
 
@@ -72,7 +78,7 @@ class Prompts:
                 "instruction, as a chat needs; give it one, or use 'completion' (--prompts.style, "
                 "or --style of the tools)"
             )
-        text = self._chat(problem.instruction)
+        text = self._chat(problem.instruction + (PLAN_REQUEST if self._config.plan else ""))
         return text + OPENING if self._config.style == "chat_fence" else text
 
     def ids(self, problem: Problem) -> list[int]:
@@ -91,12 +97,16 @@ class Prompts:
     def solution(self, problem: Problem) -> str:
         """The response with the known solution, as SFT imitates it; EOS is not included.
 
+        It opens with the problem's plan where responses have one; raises ConfigError if there is
+        none.
+
         In the chat styles it writes the whole program again. A program with a line that begins like
         a closing fence has no response in style chat_fence: its code would end there.
         """
+        plan = plan_block(problem) if self._config.plan else ""
         if self._chat is None:
-            return problem.solution
-        return self.response(problem, problem.program(problem.solution))
+            return plan + problem.solution
+        return plan + self.response(problem, problem.program(problem.solution))
 
     def response(self, problem: Problem, program: str) -> str:
         """The response that stands for a program, EOS not included.
@@ -132,6 +142,18 @@ class Prompts:
         start, stop, _ = self._found(response)
         return start, stop
 
+    def plan_span(self, response: bytes) -> tuple[int, int]:
+        """Start and stop of the plan in a response's bytes, delimiters included; (0, 0) if none.
+
+        A completion opens with it; a chat may say something before. A plan that is not closed goes
+        on to the end, and there is no code.
+        """
+        if not self._config.plan:
+            return 0, 0
+        text = response[: before_stop(response, self._stops)]
+        found = _PLAN.match(text) if self._chat is None else _PLAN.search(text)
+        return found.span() if found else (0, 0)
+
     def code(self, response: bytes) -> str:
         """The code of a response; a block that is indented as a whole is moved to the left."""
         start, stop, indent = self._found(response)
@@ -158,13 +180,23 @@ class Prompts:
     def _found(self, response: bytes) -> tuple[int, int, int]:
         """Start and stop of the code, and how far its fence is indented."""
         end = before_stop(response, self._stops)
+        _, after_plan = self.plan_span(response)
         if self._config.style != "chat":
-            return 0, end, 0
-        return _first_block(response[:end])
+            return after_plan, end, 0
+        return _first_block(response[:end], after_plan)
 
 
-def _first_block(text: bytes) -> tuple[int, int, int]:
-    at = 0
+def plan_block(problem: Problem) -> str:
+    """The plan of a problem's solution as a response opens with it; raises ConfigError."""
+    if not problem.plan:
+        raise ConfigError(
+            f"prompts.plan = True is not allowed: the solution of {problem.task_id} has no plan to "
+            "imitate; give its problem one (docs/problems.md), or turn it off"
+        )
+    return f"{PLAN_OPENS}{problem.plan}\n{PLAN_CLOSES}"
+
+
+def _first_block(text: bytes, at: int) -> tuple[int, int, int]:
     while opens := _OPENS.search(text, at):
         fence, indent = opens["fence"] or opens["inline"], len(opens["indent"] or b"")
         closes = re.compile(rb"^ {0,%d}`{%d}" % (indent, len(fence)), re.MULTILINE)

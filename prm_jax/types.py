@@ -61,6 +61,7 @@ class Problem:
     prompt: str  # the text that a completion follows
     tests: Tests
     solution: str = ""  # a completion that passes
+    plan: str = ""  # what the solution does, in words, where responses open with a plan
     program_prefix: str = ""  # text before the completion that makes it a whole program
     instruction: str = ""  # what a chat model is asked; empty where the set has no such form
     horizon: int = 0  # lines of the reference solution
@@ -96,7 +97,10 @@ class Verdict:
 
 
 class LineKind(IntEnum):
-    """What a line is. Blank lines are no steps; comments are steps with the neutral label 0."""
+    """What a line is. Blank lines are no steps; comments are steps with the neutral label 0.
+
+    PLAN is the block that a response may open with (prompts.plan): one step, whatever its lines.
+    """
 
     BLANK = 0
     CODE = 1
@@ -108,10 +112,11 @@ class LineKind(IntEnum):
 class PrefixLabels:
     """Labels of the prefixes of one response, one entry per step (a line that is not blank).
 
-    The label of step m is +1 if the response's first m lines can still be completed, -1 if not,
-    0 for comments. `passes[m]` of `samples[m]` completions from that prefix passed; samples is 0
-    where the search inferred the label without probing. A probe ends with the first wave that has
-    a pass, so passes / samples estimates the rate of success too high.
+    A plan is the first step: its label says whether programs that keep to it can pass. The label of
+    step m is +1 if the response's first m lines can still be completed, -1 if not, 0 for comments.
+    `passes[m]` of `samples[m]` completions from that prefix passed; samples is 0 where the search
+    inferred the label without probing. A probe ends with the first wave that has a pass, so
+    passes / samples estimates the rate of success too high.
     """
 
     kinds: tuple[LineKind, ...]

@@ -60,5 +60,8 @@ class Completions:
     def code_span(self, response: bytes) -> tuple[int, int]:
         return 0, len(response)
 
+    def plan_span(self, response: bytes) -> tuple[int, int]:
+        return 0, 0
+
     def program(self, problem: Problem, response: bytes) -> str:
         return problem.program(response.decode())

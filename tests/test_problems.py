@@ -266,6 +266,43 @@ def test_sft_mistakes_have_the_shares_that_the_wordings_ask_for():
     assert 0.02 < extras / lines < 0.06
 
 
+def test_a_plan_by_hand():
+    chain = generator.Chain(
+        (Step("drop_first", 2, "hard"), Step("reverse", 0, "medium"), Step("repeat", 3, "easy")),
+        "abc",
+    )
+    assert chain.plan() == "drop first 2\nreverse\nrepeat 3 times"
+    templates = ["{x}[{m}:]", "sorted({x}, reverse=True)", "{x} + [{n}]"]
+    assert chain.plan(templates) == "drop first 3\nsort down\nappend 3"
+    # These compute nothing that an operation is called by: slips of the line, not of the plan.
+    assert chain.plan(["{x}[:{n}]", "{x}[::-1]", "{x} * {n}"]) == chain.plan()
+
+
+def test_sft_code_carries_out_its_plan_but_for_slips():
+    words = {
+        operation.words[0].format(n=n): operation.expression.format(x="{x}", n=n)
+        for operation in OPERATIONS.values()
+        for n in range(1, 10)
+    }
+    slips = lines = wrong_plans = 0
+    for pair in generator.make_sft_pairs(dataclasses.replace(SMALL, sft_pairs=2000), []):
+        written = pair.completion.split("\n")
+        code = [x for x in written if x.strip() != "pass" and not x.strip().startswith("#")]
+        plan = pair.plan.split("\n")
+        for step, name, said, line in zip(
+            pair.chain.steps, pair.chain.names, plan, code, strict=True
+        ):
+            expression = line.removeprefix("    return ").split(" = ")[-1]
+            asked = OPERATIONS[step.operation].words[0].format(n=step.number)
+            lines += 1
+            wrong_plans += said != asked
+            if expression != words[said].replace("{x}", name):
+                slips += 1  # the plan says what was asked, and no plan says what the line does
+                assert said == asked
+                assert expression not in {text.replace("{x}", name) for text in words.values()}
+    assert 0.02 < slips / lines < 0.2 and 0.1 < wrong_plans / lines < 0.3
+
+
 def test_sft_pairs_are_mostly_short(sets):
     horizons = [prompt.count("\n") - 1 for prompt in (p.prompt for p in sets.sft)]
     assert min(horizons) == 1 and max(horizons) == 8
@@ -320,11 +357,12 @@ def test_what_is_read_is_what_was_made(sets):
         assert [p.solution for p in read] == [p.chain.solution() for p in made[split]]
         assert [p.prompt for p in read] == [p.chain.prompt() for p in made[split]]
         assert [p.tests for p in read] == [p.tests for p in made[split]]
+        assert [p.plan for p in read] == [p.chain.plan() for p in made[split]]
         assert [sets.asked[p.task_id] for p in read] == [p.chain for p in made[split]]
         assert all(p.limits == Limits(cpu_s=0.5) for p in read)
     pairs = generator.make_sft_pairs(SMALL, [p for split in made.values() for p in split])
-    assert [(p.prompt, p.solution) for p in sets.sft] == [
-        (pair.chain.prompt(), pair.completion) for pair in pairs
+    assert [(p.prompt, p.solution, p.plan) for p in sets.sft] == [
+        (pair.chain.prompt(), pair.completion, pair.plan) for pair in pairs
     ]
 
 

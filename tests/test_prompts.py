@@ -1,5 +1,6 @@
 """Prompts as transformers writes them, and the code in responses, by hand and by property."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prm_jax.config import ConfigError, PromptsConfig
-from prm_jax.prompts import Prompts
+from prm_jax.prompts import PLAN_REQUEST, Prompts
 from prm_jax.rl.lines import line_end_mask, split_lines, step_ends
 from prm_jax.types import CallTests, LineKind, Problem
 
@@ -389,3 +390,106 @@ def test_a_template_that_fails_is_refused_by_name(folder, template):
     tokenizer = chats.tokenizer(folder / "failing", template)
     with pytest.raises(ConfigError, match="chat template refuses"):
         Prompts(PromptsConfig(style="chat"), tokenizer)
+
+
+# ------------------------------------------------------------------------------------- the plan
+
+PLAN = "<plan>\nadd\n</plan>\n"
+
+
+@pytest.fixture(scope="module")
+def planning(tokenizer):
+    return {
+        style: Prompts(PromptsConfig(style=style, plan=True), tokenizer, ("\ndef",))
+        for style in ("completion", "chat")
+    }
+
+
+@pytest.mark.parametrize(
+    ("response", "plan", "code"),
+    [
+        (PLAN + "    return x\n", PLAN, "    return x\n"),
+        (PLAN + "    return x\n\ndef g():\n", PLAN, "    return x\n\n"),
+        (PLAN, PLAN, ""),
+        (PLAN[:-1], PLAN[:-1], ""),  # the EOS follows at once
+        ("<plan>\nadd\n    return x\n", "<plan>\nadd\n    return x\n", ""),  # not closed
+        ("<plan>\n</plan> x\n</plan>\ny", "<plan>\n</plan> x\n</plan>\n", "y"),
+        ("    return x\n" + PLAN, "", "    return x\n" + PLAN),  # it must come first
+        ("<plan>", "", "<plan>"),
+        ("", "", ""),
+    ],
+)
+def test_the_plan_and_the_code_of_a_completion(planning, by_style, response, plan, code):
+    prompts, text = planning["completion"], response.encode()
+    start, stop = prompts.plan_span(text)
+    assert text[start:stop].decode() == plan and start == 0
+    assert prompts.code(text) == code
+    assert prompts.program(HUMAN_EVAL, text) == HUMAN_EVAL.prompt + code
+    assert by_style["completion"].plan_span(text) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("response", "plan", "code"),
+    [
+        ("Well.\n" + PLAN + "So:\n```python\nx\n```\n", PLAN, "x\n"),
+        # A block inside the plan is not the program.
+        ("<plan>\n```python\nno\n```\n</plan>\n```python\nx\n```\n",
+         "<plan>\n```python\nno\n```\n</plan>\n", "x\n"),
+        ("```python\nx\n```\n", "", "x\n"),
+        ("<plan>\nadd\n```python\nx\n```\n", "<plan>\nadd\n```python\nx\n```\n", ""),
+    ],
+)  # fmt: skip
+def test_the_plan_and_the_code_of_a_chat(planning, response, plan, code):
+    text = response.encode()
+    start, stop = planning["chat"].plan_span(text)
+    assert text[start:stop].decode() == plan
+    assert planning["chat"].code(text) == code
+
+
+PLANNED = st.lists(
+    st.sampled_from([b"<plan>\n", b"</plan>", b"\n", b"a", b"```", b"python", b"# c\n", b"\nde"]),
+    max_size=12,
+)
+
+
+@fixed
+@given(st.sampled_from(["completion", "chat"]), PLANNED)
+@example("completion", [b"<plan>\n", b"a\n</plan>\nx\n", b"y\n", b""])
+def test_a_closed_plan_and_its_lines_stay_what_they_are(planning, style, pieces):
+    prompts = planning[style]
+    text = b"".join(pieces)
+    plan, code = prompts.plan_span(text), prompts.code_span(text)
+    assert plan[1] <= code[0] or plan == (0, 0)
+    lines = split_lines(pieces, code, plan)
+    if not text[slice(*plan)].endswith(b"</plan>\n"):
+        return
+    assert lines.kind[0] == LineKind.PLAN
+    more = [*pieces, b"a", b"\n"]
+    whole = b"".join(more)
+    assert prompts.plan_span(whole) == plan
+    longer = split_lines(more, prompts.code_span(whole), plan)
+    assert longer.text[0] == lines.text[0] and longer.end_token[0] == lines.end_token[0]
+
+
+def test_solutions_open_with_their_plan(planning):
+    problem = dataclasses.replace(HUMAN_EVAL, plan="add 1")
+    assert planning["completion"].solution(problem) == (
+        "<plan>\nadd 1\n</plan>\n    return x + 1\n"
+    )
+    for prompts in planning.values():
+        text = prompts.solution(problem).encode()
+        assert text[slice(*prompts.plan_span(text))] == b"<plan>\nadd 1\n</plan>\n"
+        assert prompts.keeps_solution(problem)
+        with pytest.raises(ConfigError, match="H/0 has no plan to imitate"):
+            prompts.solution(HUMAN_EVAL)
+
+
+def test_a_chat_is_asked_for_a_plan(planning, by_style):
+    asked, plain = planning["chat"].text(MBPP), by_style["chat"].text(MBPP)
+    assert asked.replace(PLAN_REQUEST, "") == plain and PLAN_REQUEST in asked
+    assert planning["completion"].text(MBPP) == MBPP.prompt
+
+
+def test_an_opened_fence_has_no_room_for_a_plan():
+    with pytest.raises(ConfigError, match="prompts.plan = True .* false with prompts.style"):
+        PromptsConfig(style="chat_fence", plan=True)

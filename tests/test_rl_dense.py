@@ -12,7 +12,7 @@ from prm_jax.config import Config, ConfigError, DenseConfig, PPOConfig
 from prm_jax.rl.dense import dense_rewards
 from prm_jax.rl.rewards import process_reward_bounds, token_rewards
 
-FORMS = ("value", "progress", "min", "good_prefix")
+FORMS = ("value", "progress", "min", "good_prefix", "plan")
 B, T = 3, 6
 jitted = jax.jit(dense_rewards, static_argnames=("form", "length_normalised"))
 jitted_rewards = jax.jit(token_rewards, static_argnames=("form", "length_normalised"))
@@ -41,6 +41,7 @@ STEPS = "010111"
         (dict(form="good_prefix", error_threshold=0.5), [0, 1, 0, 0, 0, 0]),
         (dict(form="good_prefix", error_threshold=-0.7), [0, 0, 0, 0, 0, 1]),  # no error found
         (dict(form="good_prefix", error_threshold=0.9), [0, 0, 0, 0, 0, 0]),  # the first step
+        (dict(form="plan"), [0, 0.8, 0, -0.4 / 3, -1.4 / 3, -0.6 / 3]),  # 0.8 is the plan's
     ],
 )
 def test_each_form_by_hand(kind, expected):
@@ -75,6 +76,9 @@ def loop(scores, step, lam, form, tau, threshold):
                 n_good = next((m for m, x in enumerate(r) if x < threshold), len(r))
                 if n_good:
                     rewards[b, ends[n_good - 1]] = 1
+            case "plan":
+                rewards[b, ends[0]] = r[0]
+                rewards[b, ends[1:]] = (r[1:] - r[0]) / max(len(r) - 1, 1)
     return rewards * lam[:, None]
 
 
@@ -109,7 +113,19 @@ def test_min_form_pays_about_the_worst_score_and_exactly_so_in_the_limit():
         np.testing.assert_allclose(total, scores.min(axis=1), atol=tolerance)
 
 
-@pytest.mark.parametrize("form", ["value", "progress", "min", "good_prefix"])
+def test_lines_of_a_lost_plan_earn_nothing_and_a_response_earns_the_mean_of_its_lines():
+    every = jnp.ones((2, 4), bool)
+    found = dense([[-1, -1, -1, -1], [1, 1, -1, -1]], every, np.ones(2, np.float32), form="plan")
+    np.testing.assert_allclose(found, [[-1, 0, 0, 0], [1, 0, -2 / 3, -2 / 3]], atol=1e-6)
+    scores = np.random.default_rng(3).uniform(-1, 1, (32, 8))
+    step = np.random.default_rng(4).random((32, 8)) < 0.6
+    total = dense(scores, jnp.array(step), np.ones(32, np.float32), form="plan").sum(axis=1)
+    for row in np.flatnonzero(step.sum(axis=1) > 1):
+        lines = scores[row][step[row]][1:]
+        np.testing.assert_allclose(total[row], lines.mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_more_lines_of_the_same_score_earn_nothing(form):
     totals = [
         dense(np.full((1, T), 0.5), jnp.arange(T)[None] < n, form=form).sum() for n in (1, 2, 5)

@@ -287,3 +287,40 @@ def test_the_mask_marks_each_step_once(pieces, padding):
 def test_a_mask_too_short_for_its_lines_is_refused():
     with pytest.raises(ValueError, match="n_tokens = 1 is too small: a line ends in token 1"):
         line_end_mask(split_lines([b"a", b"\n"]), 1)
+
+
+# ------------------------------------------------------------------------------------- the plan
+
+
+def test_a_plan_is_the_first_line_and_one_step_whatever_its_lines():
+    pieces = [b"<plan>\n", b"sort\n# then\n", b"</plan>\n", b"x = 1\n", b"return x", b""]
+    text = b"".join(pieces)
+    start = text.index(b"x")
+    lines = split_lines(pieces, (start, len(text)), (0, start))
+    assert lines.text == (text[:start], b"x = 1\n", b"return x")
+    assert lines.kind.tolist() == [LineKind.PLAN, CODE, CODE]
+    assert lines.end_token.tolist() == [2, 3, 5] and lines.end_byte[0] == start
+    ends, kind = step_ends(lines)
+    assert ends.tolist() == [2, 3, 5] and kind.tolist() == [LineKind.PLAN, CODE, CODE]
+    assert line_end_mask(lines, 6).tolist() == [False, False, True, True, False, True]
+    assert line_end_mask(lines, 6, plan=False).tolist() == [False, False, False, True, False, True]
+    without = split_lines(pieces, (start, len(text)))
+    for name in ("end_token", "kind", "end_byte"):
+        assert getattr(without, name).tolist() == getattr(lines, name)[1:].tolist()
+
+
+def test_a_plan_that_is_not_closed_ends_in_the_last_token():
+    lines = split_lines([b"<plan>\n", b"sort", b""], (11, 11), (0, 11))
+    assert lines.end_token.tolist() == [2] and lines.kind.tolist() == [LineKind.PLAN]
+
+
+def test_a_plan_that_ends_with_the_first_line_in_one_token_is_a_step_of_code():
+    lines = split_lines([b"<plan>\n</plan>\nx\n", b"y\n"], (15, 19), (0, 15))
+    assert lines.end_token.tolist() == [0, 0, 1]
+    assert step_ends(lines)[1].tolist() == [CODE, CODE]
+
+
+@pytest.mark.parametrize("plan", [(0, 4), (2, 1), (-1, 2)])
+def test_a_plan_must_stand_before_the_code(plan):
+    with pytest.raises(ValueError, match="before the code, at 3"):
+        split_lines([b"abcdef"], (3, 6), plan)

@@ -17,6 +17,7 @@ from prm_jax.rl.statistics import (
     first_error,
     first_error_report,
     pass_at_k,
+    success_variance,
 )
 
 
@@ -97,6 +98,48 @@ def test_best_of_n_refuses_what_it_cannot_rank():
         best_of_n(np.zeros((1, 2)), passed, 3)
     with pytest.raises(ValueError, match=r"scores has a NaN at \[0, 1\]"):
         best_of_n(np.array([[0, np.nan]]), passed, 1)
+
+
+def test_success_variance_by_hand():
+    # One problem whose plans decide everything, one whose plans decide nothing.
+    passed = np.array([[[1, 1], [0, 0]], [[1, 0], [1, 0]]], bool)
+    found = success_variance(passed)
+    # Within: 0, 0, 1/2, 1/2. Means of plans: variance 1/2 and 0, their mean 1/4.
+    assert found.within_plans == 1 / 4
+    assert found.between_plans == 1 / 4 - (1 / 4) / 2
+    assert found.between_problems == 0 - (1 / 4) / 2
+    assert found.plan_share == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("rate_of_plan", "share"), [("decides", 1.0), ("nothing", 0.0)])
+def test_plans_that_decide_everything_or_nothing(rate_of_plan, share):
+    rng = np.random.default_rng(0)
+    draws = rng.random((4000, 3, 1 if rate_of_plan == "decides" else 4)) < 0.3
+    passed = np.broadcast_to(draws, (4000, 3, 4))
+    assert success_variance(passed).plan_share == pytest.approx(share, abs=0.03)
+
+
+def test_success_variance_is_unbiased_with_few_plans_and_few_programs():
+    """Beta-distributed rates of problems and plans, whose variances are known."""
+    rng = np.random.default_rng(1)
+    n = 40_000
+    of_problem = rng.beta(2, 2, (n, 1, 1))  # variance 1/20
+    of_plan = rng.beta(of_problem * 4, (1 - of_problem) * 4, (n, 2, 1))  # q (1 - q) / 5 around q
+    found = success_variance(rng.random((n, 2, 2)) < of_plan)
+    mean_q = 0.5 * 0.5 - 1 / 20  # E q (1 - q)
+    np.testing.assert_allclose(found.between_problems, 1 / 20, atol=0.005)
+    np.testing.assert_allclose(found.between_plans, mean_q / 5, atol=0.005)
+    np.testing.assert_allclose(found.within_plans, mean_q * 4 / 5, atol=0.005)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (2, 1, 2), (2, 2, 1)])
+def test_success_variance_needs_two_of_each(shape):
+    with pytest.raises(ValueError, match="two along each axis"):
+        success_variance(np.ones(shape, bool))
+
+
+def test_success_that_never_varies_has_no_share():
+    assert np.isnan(success_variance(np.ones((2, 2, 2), bool)).plan_share)
 
 
 def test_bootstrap_interval_repeats_by_seed_and_holds_the_mean():

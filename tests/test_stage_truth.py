@@ -11,6 +11,7 @@ from test_stage_wiring import CHAIN, RIGHT, WRONG_2, run_with
 
 from prm_jax import train
 from prm_jax.config import Config, ConfigError, DenseConfig
+from prm_jax.rl.lines import split_lines
 from prm_jax.stages import rollouts as rollouts_room
 from prm_jax.stages.truth import check_source, reads_prm, true_labels
 from prm_jax.types import CallTests, Problem
@@ -42,6 +43,33 @@ def test_each_line_is_labelled_as_a_search_without_fault_would(text, passed, lab
     assert set(ends[:-1]) <= set(newlines)
     if labels:
         assert ids[ends[-1]] == TOKENIZER.eos_id
+
+
+def test_a_plan_is_right_if_it_is_the_problems_own():
+    run = run_with(Config(), problems=SimpleNamespace(asked={"p": CHAIN}))
+
+    def lines(ids):
+        pieces = TOKENIZER.pieces(ids)
+        text = b"".join(pieces)
+        plan = 0
+        if text.startswith(b"<plan>\n"):
+            plan = text.index(b"</plan>\n") + 8 if b"</plan>\n" in text else len(text)
+        return split_lines(pieces, (plan, len(text)), (0, plan))
+
+    run.lines = lines
+    problem = dataclasses.replace(PROBLEM, plan=CHAIN.plan())
+
+    def labels(text: str, passed: bool = False) -> list[float]:
+        return true_labels(run, problem, TOKENIZER.response(text), passed=passed)[1].tolist()
+
+    right = f"<plan>\n{CHAIN.plan()}\n</plan>\n"
+    wrong = right.replace("\n</plan>", "x\n</plan>")
+    assert labels(right + WRONG_2) == [1, 1, -1, -1]
+    assert labels(right + RIGHT, passed=True) == [1, 1, 1, 1]
+    assert labels(wrong + WRONG_2) == [-1, -1, -1, -1]
+    assert labels(wrong + RIGHT, passed=True) == [1, 1, 1, 1]  # nobody kept to it
+    assert labels(right.removesuffix("</plan>\n")) == [-1]  # no code
+    assert labels(WRONG_2) == [1, -1, -1]  # no plan
 
 
 def test_rollouts_carry_the_oracles_labels_and_the_prm_is_not_asked(monkeypatch):

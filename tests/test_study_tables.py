@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -215,5 +216,11 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
     assert "`sft` < `ppo`: yes, +30.0 points" in text
     assert "<script>" not in page and "<b>helps" not in page
     assert "src=" not in page and "://" not in re.sub(r'http://www\.w3\.org/[^"]*', "", page)
+    drawn = ElementTree.parse(tmp_path / "s-chains-test.svg").getroot()  # a file of its own
+    assert (
+        drawn.tag == "{http://www.w3.org/2000/svg}svg"
+        and "dense 53.3" in drawn.attrib["aria-label"]
+    )
+    assert "var(" not in (tmp_path / "s-chains-test.svg").read_text()
     empty = write_study(tmp_path / "e.html", study=STUDY, tables=[], bad=[]).read_text()
     assert "No run is finished yet" in empty

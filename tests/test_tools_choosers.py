@@ -133,6 +133,16 @@ def test_export_refuses_what_cannot_be_laid_out(capsys, monkeypatch):
     assert capsys.readouterr().err == "error: trunk/embedding: dimension 'embed' does not divide\n"
 
 
+def test_a_run_with_plans_is_asked_for_plans():
+    run = Path("run")
+    run.mkdir()
+    (run / "versions.json").write_text("{}")
+    (run / "config.json").write_text(to_json(Config(prompts=PromptsConfig(plan=True))))
+    assert choose_config(ModelChoice(run)).prompts.plan
+    with pytest.raises(ConfigError, match="prompts.plan = True is not allowed"):
+        choose_config(ModelChoice(run, asking=Asking(style="chat_fence")))
+
+
 def test_a_run_of_another_mesh_is_read_with_the_devices_that_are_here():
     Path("run").mkdir()
     config = Config(mesh=MeshConfig(data=3, fsdp=5, tensor=7))

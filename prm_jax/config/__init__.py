@@ -95,6 +95,11 @@ class Config(Section):
                 f"passing one may be discounted to {bound:.3g}; lower the weights, raise "
                 "ppo.gamma, or accept it with dense.allow_rank_inversion"
             )
+        if self.dense.form == "plan" and not self.prompts.plan:
+            raise ConfigError(
+                "dense.form = 'plan' is not allowed without prompts.plan: lines are rewarded "
+                "relative to the plan that a response opens with; turn it on, or choose 'value'"
+            )
         self._require(
             "value_init",
             not self.value_init or self.ppo.advantage != "group",

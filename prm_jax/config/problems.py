@@ -134,11 +134,20 @@ class PromptsConfig(Section):
     the prompt opens the block, so the response is code until it closes."""
     system: str = ""
     """System message of the chat styles; empty sends none."""
+    plan: bool = False
+    """A response opens with a plan, a block between the lines <plan> and </plan>, before the code:
+    the first step that labels and PRM judge. SFT needs problems whose solutions have one (chains;
+    `plan` of your own file); a chat model is asked for it."""
     stop: tuple[str, ...] = ()
     """Strings that end a response, beside those of the problem set."""
 
     def __post_init__(self):
         self._require("stop", "" not in self.stop, "strings that are not empty")
+        self._require(
+            "plan",
+            not self.plan or self.style != "chat_fence",
+            "false with prompts.style = 'chat_fence', whose response is code from its first byte",
+        )
         self._require(
             "system",
             not self.system or self.style != "completion",

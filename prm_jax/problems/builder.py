@@ -57,8 +57,8 @@ class ProblemFiles(tfds.core.GeneratorBasedBuilder):
     # Nothing is downloaded, so there are no checksums to look for beside the code.
     code_path = None  # pyright: ignore[reportAssignmentType]
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Call, check and stdio tests."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "Call, check and stdio tests.", "1.1.0": "Plans."}
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
@@ -77,6 +77,7 @@ class ProblemFiles(tfds.core.GeneratorBasedBuilder):
                     "instruction": text,
                     "program_prefix": text,
                     "solution": text,
+                    "plan": text,
                     "horizon": np.int64,
                     "difficulty": text,
                     "kind": text,  # calls, check or stdio
@@ -237,6 +238,7 @@ def record(problem: Problem) -> dict[str, Any]:
         "instruction": problem.instruction,
         "program_prefix": problem.program_prefix,
         "solution": problem.solution,
+        "plan": problem.plan,
         "horizon": problem.horizon,
         "difficulty": problem.difficulty,
         "kind": "calls",
@@ -285,6 +287,7 @@ def problem(record: Mapping[str, Any]) -> Problem:
         prompt=fields["prompt"],
         tests=tests,
         solution=fields["solution"],
+        plan=fields["plan"],
         program_prefix=fields["program_prefix"],
         instruction=fields["instruction"],
         horizon=fields["horizon"],

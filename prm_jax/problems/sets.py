@@ -188,6 +188,7 @@ def _problem(example: Mapping[str, Any], asked: Asked, limits: Limits) -> Proble
         prompt=example["prompt"].decode(),
         tests=CallTests(tuple(a.decode() for a in example["asserts"])),
         solution=example["completion"].decode(),
+        plan=example["plan"].decode() if "plan" in example else "",
         program_prefix=asked.program_prefix(),
         horizon=len(parts),
         difficulty=f"{hard} hard",

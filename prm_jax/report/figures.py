@@ -261,3 +261,12 @@ def described(svg: str, description: str) -> Markup:
     """The drawing with words for those who do not see it."""
     label = escape(description)
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+
+
+def standalone(svg: str, css: str) -> str:
+    """An inline drawing as a file of its own, in the light colours of the page's style sheet."""
+    colors = dict(re.findall(r"(--[\w-]+): light-dark\((#\w+),", css))
+    svg = re.sub(r"var\((--[\w-]+)\)", lambda found: colors[found[1]], str(svg))
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    background = f"background: {colors['--surface']}"
+    return svg.replace("<svg", f'<svg {names} style="{background}"', 1) + "\n"

@@ -12,18 +12,22 @@ from prm_jax.report.templates import make_environment, read_css, write_page
 
 
 def write_study(path: Path, *, study: Any, tables: Sequence[Any], bad: Sequence[Any]) -> Path:
-    """Writes one self-contained page and returns its path.
+    """Writes one self-contained page and returns its path; beside it, its drawings as files.
 
     `study`, `tables` and `bad` are what prm_jax.study makes of its records: a Study, a SetTable for
     every set of problems, and the lines of runs that failed or were cut short.
     """
+    drawings = [seeds_and_interval(table) for table in tables]
+    for table, drawing in zip(tables, drawings, strict=True):
+        name = f"{path.stem}-{table.name.replace('/', '-')}.svg"
+        write_page(path.with_name(name), figures.standalone(drawing, read_css()))
     html = (
         make_environment()
         .get_template("study.html")
         .render(
             css=read_css(),
             study=study,
-            tables=[(table, seeds_and_interval(table)) for table in tables],
+            tables=list(zip(tables, drawings, strict=True)),
             bad=bad,
         )
     )

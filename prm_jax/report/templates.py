@@ -53,11 +53,11 @@ def write_page(path: Path, html: str) -> Path:
 
 
 def with_suspect(program: dict[str, Any], threshold: float | None) -> dict[str, Any]:
-    """Adds `suspect`: the first line of code whose score is below the PRM's threshold."""
+    """Adds `suspect`: the plan or first line of code with a score below the PRM's threshold."""
     suspects = [
         index
         for index, line in enumerate(program["lines"])
-        if threshold is not None and line["kind"] == "code" and line["score"] is not None
+        if threshold is not None and line["kind"] in ("code", "plan") and line["score"] is not None
         if line["score"] < threshold
     ]
     return {**program, "suspect": suspects[0] if suspects else None}

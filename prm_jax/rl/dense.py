@@ -1,9 +1,10 @@
 """Dense rewards: how the PRM's scores at the line ends of a response become rewards there.
 
 The paper pays each line its score over the number of lines. The other forms pay for progress, for
-the worst line only, or for the lines before the first error. In every form but one (scores that are
-not divided by the number of lines) the rewards of a whole response stay within its weight, so that
-writing more lines earns nothing and the outcome keeps its rank (`rewards.process_reward_bounds`).
+the worst line only, for the lines before the first error, or for lines relative to their plan. In
+every form but one (scores that are not divided by the number of lines) the rewards of a whole
+response stay within its weight, so that writing more lines earns nothing and the outcome keeps its
+rank (`rewards.process_reward_bounds`).
 """
 
 from typing import Literal, assert_never
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Real, ScalarLike
 
-DenseForm = Literal["value", "progress", "min", "good_prefix"]
+DenseForm = Literal["value", "progress", "min", "good_prefix", "plan"]
 
 
 def dense_rewards(
@@ -40,6 +41,10 @@ def dense_rewards(
       that the return is lam up to there and 0 after. The PRM only says where the first error is; a
       response whose first step is one earns nothing (VPPO, arXiv 2601.18984: 0.5 in failing
       responses). Comments, trained to score 0, count as errors if they fall below the threshold.
+    - plan: lam R_1 at the first step, the plan, and lam (R_m - R_1) / (M - 1) at each step after
+      it, so that a line is held against what its plan was worth: lines of a hopeless plan earn
+      nothing for being lost. A response earns lam times the mean of R_2 ... R_M, or lam R_1 if the
+      plan is all there is.
 
     Scores of +-inf clip to +-1. A NaN at a step end stays a NaN; scores elsewhere are not read.
     """
@@ -56,6 +61,12 @@ def dense_rewards(
         case "good_prefix":
             reward = weight * _ends_good_prefix(scores, step, error_threshold)
             reward = jnp.where(jnp.isnan(scores), scores, reward)
+        case "plan":
+            n_after = jnp.cumsum(step, axis=1)
+            first = step & (n_after == 1)
+            plan = jnp.where(first, scores, 0.0).sum(axis=1, keepdims=True)
+            n_lines = jnp.maximum(step.sum(axis=1, keepdims=True) - 1, 1)
+            reward = weight * jnp.where(first, scores, (scores - plan) / n_lines)
         case _:
             assert_never(form)
     return jnp.where(step, reward, 0.0)

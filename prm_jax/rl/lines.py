@@ -47,7 +47,7 @@ class Lines:
 
     end_token: Int[np.ndarray, "L"]  # the token that holds the line's last byte, see split_lines
     kind: Int[np.ndarray, "L"]  # LineKind
-    text: tuple[bytes, ...]  # the line with its newline; the texts joined are the response's code
+    text: tuple[bytes, ...]  # the line with its newline; those after a plan joined are the code
     end_byte: Int[np.ndarray, "L"]  # just past the line, in the response's bytes
 
     @property
@@ -55,12 +55,18 @@ class Lines:
         return len(self.text)
 
 
-def split_lines(pieces: Sequence[bytes], span: tuple[int, int] | None = None) -> Lines:
+def split_lines(
+    pieces: Sequence[bytes],
+    span: tuple[int, int] | None = None,
+    plan: tuple[int, int] = (0, 0),
+) -> Lines:
     r"""The lines of a response, given the exact bytes of each of its tokens.
 
     Special tokens are b""; an EOS, if there is one, is the last piece. `span` is the part of the
     joined pieces that is code, `start` to `stop` in bytes (a fenced block in prose, or what stands
     before a stop string); None is all of it. Nothing outside the span has a say in its lines.
+    `plan` is the part that is a plan, before the code: if it is not empty it is one line, the first
+    one, of kind PLAN.
 
     A line ends with b"\n", and nothing else ends one: "\r\n" ends one line, "\r" and "\f" alone end
     none. A line ends in the token that holds its newline. Text after the last newline is a line
@@ -73,7 +79,7 @@ def split_lines(pieces: Sequence[bytes], span: tuple[int, int] | None = None) ->
     the rest: lines inside a multi-line string (a "#" there is text), lines after a backslash, and a
     comment that a lone "\r" ends, since Python reads what follows it as code.
 
-    Raises ValueError if the span does not lie in the text.
+    Raises ValueError if the span does not lie in the text, or the plan not before it.
     """
     whole = b"".join(pieces)
     start, stop = (0, len(whole)) if span is None else span
@@ -82,6 +88,8 @@ def split_lines(pieces: Sequence[bytes], span: tuple[int, int] | None = None) ->
             f"span = {(start, stop)} is not allowed: it must lie in the response's "
             f"{len(whole)} bytes, start before stop"
         )
+    if not 0 <= plan[0] <= plan[1] <= (start if plan[1] else 0):
+        raise ValueError(f"plan = {plan} is not allowed: it must end before the code, at {start}")
     text = whole[start:stop]
     stops = [match.end() for match in re.finditer(rb"\n", text)]
     if len(text) > (stops[-1] if stops else 0):
@@ -94,7 +102,14 @@ def split_lines(pieces: Sequence[bytes], span: tuple[int, int] | None = None) ->
         end_token[-1] = len(pieces) - 1
     starts = [0, *stops[:-1]]
     lines = tuple(text[a:b] for a, b in zip(starts, stops, strict=False))
-    return Lines(end_token, _kinds(text, stops, lines), lines, end_byte)
+    kinds = _kinds(text, stops, lines)
+    if plan[0] < plan[1]:
+        ends = np.searchsorted(piece_stop, plan[1] - 1, side="right")
+        if plan[1] == len(whole) and not whole.endswith(b"\n"):
+            ends = len(pieces) - 1
+        end_token, end_byte = np.append(ends, end_token), np.append(plan[1], end_byte)
+        lines, kinds = (whole[slice(*plan)], *lines), np.append(LineKind.PLAN, kinds)
+    return Lines(end_token, kinds, lines, end_byte)
 
 
 def _kinds(text: bytes, stops: list[int], lines: tuple[bytes, ...]) -> np.ndarray:
@@ -114,26 +129,27 @@ def step_ends(lines: Lines) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]
     """The M steps of a response as `(end_token, kind)`: tokens in which a non-blank line ends.
 
     Lines that end in one token are one step, since nothing can be scored or sampled between them;
-    it is CODE if any of them is. Tokens ascend strictly.
+    it is CODE if any of them is, then PLAN. Tokens ascend strictly.
     """
     keep = lines.kind != LineKind.BLANK
     end_token, step = np.unique(lines.end_token[keep], return_inverse=True)
-    has_code = np.zeros(len(end_token), dtype=bool)
-    np.logical_or.at(has_code, step, lines.kind[keep] != LineKind.COMMENT)
-    return end_token, np.where(has_code, LineKind.CODE, LineKind.COMMENT)
+    kind = np.full(len(end_token), LineKind.COMMENT, np.int64)
+    for wins in (LineKind.PLAN, LineKind.CODE):
+        kind[step[lines.kind[keep] == wins]] = wins
+    return end_token, kind
 
 
-def line_end_mask(lines: Lines, n_tokens: int) -> Bool[np.ndarray, "T"]:
+def line_end_mask(lines: Lines, n_tokens: int, *, plan: bool = True) -> Bool[np.ndarray, "T"]:
     """True at the tokens that end a step; n_tokens is the size of the mask, padding included.
 
-    Raises ValueError if a line ends beyond n_tokens.
+    Without `plan` the end of a plan is left out. Raises ValueError if a line ends beyond n_tokens.
     """
-    end_token, _ = step_ends(lines)
+    end_token, kind = step_ends(lines)
     if len(end_token) and end_token[-1] >= n_tokens:
         raise ValueError(
             f"n_tokens = {n_tokens} is too small: a line ends in token {end_token[-1]}; "
             "give the size of the grid that holds the whole response"
         )
     mask = np.zeros(n_tokens, dtype=bool)
-    mask[end_token] = True
+    mask[end_token if plan else end_token[kind != LineKind.PLAN]] = True
     return mask

@@ -69,10 +69,10 @@ def process_reward_bounds(
 ) -> RewardBounds:
     """The range of a response's undiscounted reward without KL, for outcomes 0 and 1.
 
-    The dense rewards of a response sum to lam times a number in [-1, 1] (value, progress, min), in
+    The dense rewards of a response sum to lam times a number in [-1, 1] (most forms), in
     [0, 1] (good_prefix), or in [-max_steps, max_steps] (value, not normalised). So failing
     responses earn within [-lam_fail, lam_fail] and passing ones within [1 - lam_pass, 1 + lam_pass]
-    in the first three. No failing response outranks a passing one iff fail_high < pass_low:
+    in these forms. No failing response outranks a passing one iff fail_high < pass_low:
     lam_fail + lam_pass < 1 there, lam_fail < 1 with good_prefix, and max_steps (lam_fail +
     lam_pass) < 1 without the 1 / M. A discount widens no range of the dense rewards; it lowers the
     outcome, to no less than gamma^(tokens - 1).

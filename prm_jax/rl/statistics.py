@@ -55,6 +55,47 @@ def best_of_n(
     return chance
 
 
+@dataclasses.dataclass(frozen=True)
+class SuccessVariance:
+    """Where the variance of a program's success lies; the three add up to the whole of it."""
+
+    between_problems: float
+    between_plans: float  # of one problem
+    within_plans: float  # between programs that keep one plan
+
+    @property
+    def plan_share(self) -> float:
+        """Of the variance among programs for one problem, what their plans decide."""
+        of_problem = self.between_plans + self.within_plans
+        return self.between_plans / of_problem if of_problem else math.nan
+
+
+def success_variance(passed: Bool[np.ndarray, "N P C"]) -> SuccessVariance:
+    """The variance of success, split between N problems, P plans for each, C programs for each.
+
+    Nested analysis of variance with random effects, unbiased: with S_w the mean variance within
+    plans, S_p that of the plans' means within problems and S_n that of the problems' means (each
+    over one less than its count), within = S_w, between plans = S_p - S_w / C and between problems
+    = S_n - S_p / P. An estimate can fall below 0 where the truth is near it. A plan that decides
+    everything has a plan_share of 1, one that decides nothing 0.
+
+    Raises ValueError unless there are two of each. Source: Searle, Casella and McCulloch 1992,
+    Variance Components, chapter 3.
+    """
+    if min(passed.shape) < 2:
+        raise ValueError(f"passed has shape {passed.shape}: a variance needs two along each axis")
+    success = passed.astype(np.float64)
+    n_plans, n_programs = success.shape[1:]
+    plans = success.mean(axis=2)
+    within = success.var(axis=2, ddof=1).mean()
+    of_plans = plans.var(axis=1, ddof=1).mean()
+    return SuccessVariance(
+        between_problems=float(plans.mean(axis=1).var(ddof=1) - of_plans / n_plans),
+        between_plans=float(of_plans - within / n_programs),
+        within_plans=float(within),
+    )
+
+
 def bootstrap_interval(
     per_problem: Real[np.ndarray, "N"] | Bool[np.ndarray, "N"],
     *,

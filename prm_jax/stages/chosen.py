@@ -99,7 +99,7 @@ def choose_config(choice: ModelChoice, judging: Judging | None = None) -> Config
         defaults = (config.max_prompt_tokens, config.max_completion_tokens, config.device_batch)
         style: Any = asking.style or config.prompts.style
         system = asking.system or ("" if style == "completion" else config.prompts.system)
-        stop = config.prompts.stop
+        stop, plan = config.prompts.stop, config.prompts.plan
     elif not choice.model.exists():
         raise ConfigError(
             f"model = {str(choice.model)!r} does not exist: give a run, a folder in Hugging Face "
@@ -119,7 +119,7 @@ def choose_config(choice: ModelChoice, judging: Judging | None = None) -> Config
         defaults = (*lengths, 64)
         style = asking.style or asked.style
         system = asking.system or ("" if style == "completion" else asked.system)
-        stop = asked.stop
+        stop, plan = asked.stop, asked.plan
     given = (asking.max_prompt_tokens, asking.max_completion_tokens, asking.device_batch)
     prompt, completion, batch = (a or b for a, b in zip(given, defaults, strict=True))
     sandbox = config.sandbox
@@ -133,7 +133,7 @@ def choose_config(choice: ModelChoice, judging: Judging | None = None) -> Config
     return dataclasses.replace(
         config,
         mesh=MeshConfig(),  # this machine need not have the devices that a run was trained on
-        prompts=PromptsConfig(style=style, system=system, stop=(*stop, *asking.stop)),
+        prompts=PromptsConfig(style, system, plan, (*stop, *asking.stop)),
         max_prompt_tokens=prompt,
         max_completion_tokens=completion,
         device_batch=batch,

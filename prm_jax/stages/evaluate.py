@@ -12,14 +12,15 @@ import numpy as np
 
 from prm_jax import hosts
 from prm_jax.metrics import Progress
-from prm_jax.problems import first_error
-from prm_jax.rl.lines import step_ends
+from prm_jax.rl.lines import Lines, step_ends
 from prm_jax.rl.statistics import bootstrap_interval, pass_at_k
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.label import LabelledResponse, read_labels
+from prm_jax.stages.plans import plan_sampling, plan_variance
 from prm_jax.stages.prm import step_scores
 from prm_jax.stages.run import Run, Stream, write_atomically, write_json_lines
+from prm_jax.stages.truth import first_wrong_line, first_wrong_step
 from prm_jax.types import LineKind, Problem
 
 ARMS = ("sft", "rl", "rl_prm")
@@ -34,10 +35,13 @@ def evaluate(run: Run) -> None:
     main = next(iter(sets))
     arms = [arm for arm in ARMS if run.done(arm) is not None]
     found: dict[str, dict[str, list[list[Attempt]]]] = {}
+    plans: dict[str, dict[str, float | int | None]] = {}
     config = run.config.evaluate
     # One for all arms: it is compiled once, and what one arm wrote is not run again for another.
+    memo = Memo()
+    of_plans = plan_sampling(run, memo) if run.config.prompts.plan else None
     sampling = Sampling(
-        run, Memo(), samples=config.samples, temperature=config.temperature, top_p=config.top_p
+        run, memo, samples=config.samples, temperature=config.temperature, top_p=config.top_p
     )
     with (
         Journal(run.workdir / "evaluate/journal.jsonl") as journal,
@@ -47,6 +51,10 @@ def evaluate(run: Run) -> None:
             attempts = _attempts(run, sampling, arm, asked, journal, progress)
             _write_samples(run, arm, asked, attempts)
             found[arm] = _by_set(sets, attempts)
+            if of_plans is not None:
+                params = run.restore(f"{arm}/policy", run.policy)
+                problems = run.problems.validation
+                plans[arm] = plan_variance(run, of_plans, params, problems, journal, arm)
 
     results: dict[str, Any] = {
         "schema": 1,
@@ -66,6 +74,8 @@ def evaluate(run: Run) -> None:
             "temperature": config.temperature,
             "programs_generated": summary.get("programs_generated", 0),
         }
+        if arm in plans:
+            results["arms"][arm]["plans"] = plans[arm]
         if arm != "rl" and "rl" in arms:
             results["arms"][arm]["difference_to_rl"] = _difference(
                 run, found[arm][main], found["rl"][main]
@@ -174,16 +184,15 @@ def _oracle_agreement(run: Run, train: list[LabelledResponse]) -> dict[str, floa
     Over failing responses: the first -1 against the oracle's first error, and the labels of steps
     up to and including the oracle's first error, -1 there and +1 before.
     """
+    problems = {problem.task_id: problem for problem in run.problems.train}
     exact, agree, counted = [], 0, 0
     for response in train:
         if response.passed:
             continue
-        asked = run.problems.asked[response.task_id]
-        error_line = first_error(asked, run.tokenizer.decode(response.ids))
-        if error_line is None:
+        error = first_wrong_step(run, problems[response.task_id], response.ids)
+        if error is None:
             continue
         labels = np.array(response.steps.labels)
-        error = int(np.searchsorted(response.end_line, error_line + 1))
         first = int(np.argmax(labels == -1)) if (labels == -1).any() else -1
         exact.append(first == error)
         upto = labels[: error + 1]
@@ -238,16 +247,16 @@ def _write_scored(
                     }
                     for text, kind, token in zip(line.text, line.kind, line.end_token, strict=True)
                 ],
-                "first_error": _first_error(run, problem, completion),
+                "first_error": _first_error(run, problem, line),
             }
         )
     write_json_lines(run.workdir / "evaluate/scored.jsonl", rows)
 
 
-def _first_error(run: Run, problem: Problem, completion: str) -> int | None:
+def _first_error(run: Run, problem: Problem, lines: Lines) -> int | None:
     """The oracle's first wrong line, for the problems that have an oracle."""
     asked = run.problems.asked.get(problem.task_id)
-    return None if asked is None else first_error(asked, completion)
+    return None if asked is None else first_wrong_line(problem, asked, lines)
 
 
 def _spread(horizons: Sequence[int], wanted: int) -> list[int]:

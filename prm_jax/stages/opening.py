@@ -16,7 +16,7 @@ from prm_jax.metrics import MetricsLog, say
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.pretrained import read_model_config
 from prm_jax.problems import ProblemSets, data_folder, load_problems
-from prm_jax.prompts import Prompts
+from prm_jax.prompts import Prompts, plan_block
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import batch_shards, count_parts
 from prm_jax.stages.rl import check_outcome
@@ -214,7 +214,11 @@ def load_tokenizer(config: Config, workdir: Path, problems: Callable[[], Problem
     path = workdir / TOKENIZER
     if path.exists():
         return Tokenizer.load(path)
-    texts = [text for pair in problems().sft for text in (pair.prompt, pair.solution)]
+    texts = [
+        text
+        for pair in problems().sft
+        for text in (pair.prompt, (plan_block(pair) if config.prompts.plan else "") + pair.solution)
+    ]
     return Tokenizer.train(texts, config.tokenizer.vocab_size, path)
 
 

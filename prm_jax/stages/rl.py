@@ -77,8 +77,6 @@ def evenly_spaced(steps: int, n: int) -> list[int]:
 def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
     config = run.config.ppo
     reference = run.restore("sft/policy", run.policy)
-    rollouts = Rollouts(run, truth)
-
     policy_tx = adam(
         learning_rate=config.learning_rate,
         max_grad_norm=config.max_grad_norm,
@@ -93,6 +91,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
     dense_prm = prm if prm is not None and run.config.dense.enabled and not truth else None
     scored = truth or dense_prm is not None
     dense = run.config.dense if scored else DenseConfig(lam_fail=0.0, lam_pass=0.0)
+    rollouts = Rollouts(run, truth, dense.plan)
     rewards = {
         "lam_fail": dense.lam_fail,
         "lam_pass": dense.lam_pass,

@@ -32,12 +32,14 @@ class Rollouts:
     """Samples a step's rollout from training prompts, judges it, and lays it on the grid.
 
     Of several hosts each decodes and judges its own rows. `rows` are those that it holds, `_mine`
-    says which of them are its own.
+    says which of them are its own. With `truth` the oracle scores the lines; without `plan` a plan
+    is no step, so that nothing is paid for it.
     """
 
-    def __init__(self, run: Run, truth: bool = False):
+    def __init__(self, run: Run, truth: bool = False, plan: bool = True):
         self._run = run
         self._truth = truth
+        self._plan = plan
         config = run.config.ppo
         self._prompts = [run.prompt_ids(problem) for problem in run.problems.train]
         # All steps share one width, so that each program is compiled once.
@@ -126,7 +128,7 @@ class Rollouts:
     def assemble(self, samples, completions, outcome, ref_logp, values, scores) -> Rollout:
         line_end = np.zeros((len(completions), samples.tokens.shape[1]), bool)
         for row, ids in enumerate(completions):
-            ends = line_end_mask(self._run.lines(ids), len(ids))
+            ends = line_end_mask(self._run.lines(ids), len(ids), plan=self._plan)
             line_end[row, self.width : self.width + len(ids)] = ends
         return Rollout(
             tokens=samples.tokens,

@@ -52,6 +52,7 @@ class Stream(IntEnum):
     PRM_ORDER = 10
     EVALUATE = 11
     CRITIC_WARMUP = 12
+    PLANS = 13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +87,12 @@ class Run:
         return self.prompts.ids(problem)
 
     def lines(self, ids: Sequence[int]) -> Lines:
-        """The lines of the code in a response."""
+        """The lines of the code in a response, and its plan before them."""
         pieces = self.tokenizer.pieces(ids)
-        return split_lines(pieces, self.prompts.code_span(b"".join(pieces)))
+        response = b"".join(pieces)
+        return split_lines(
+            pieces, self.prompts.code_span(response), self.prompts.plan_span(response)
+        )
 
     def program(self, problem: Problem, ids: Sequence[int]) -> str:
         """The whole program that a response stands for."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from prm_jax.config import Config, ConfigError
 from prm_jax.problems import first_error
-from prm_jax.rl.lines import step_ends
+from prm_jax.problems.oracle import Asked
+from prm_jax.rl.lines import Lines, step_ends
 from prm_jax.stages.run import Run
 from prm_jax.types import LineKind, Problem
 
@@ -45,13 +46,39 @@ def true_labels(
     passes. A program that fails without an error that the oracle can name is wrong in its last
     step.
     """
-    lines = run.lines(ids)
-    ends, kinds = step_ends(lines)
+    ends, kinds = step_ends(run.lines(ids))
     labels = np.ones(len(ends), np.float32)
     if not passed and len(ends):
-        code = b"".join(lines.text).decode("utf-8", errors="replace")
-        error = first_error(run.problems.asked[problem.task_id], code)
-        # The step in which the wrong line ends: tokens may end more than one line.
-        wrong = len(ends) - 1 if error is None else np.searchsorted(ends, lines.end_token[error])
-        labels[wrong:] = -1
+        wrong = first_wrong_step(run, problem, ids)
+        labels[len(ends) - 1 if wrong is None else wrong :] = -1
     return ends, np.where(kinds == LineKind.COMMENT, np.float32(0), labels)
+
+
+def first_wrong_step(run: Run, problem: Problem, ids: tuple[int, ...]) -> int | None:
+    """The step in which the oracle's first wrong line ends; None if it can name none."""
+    lines = run.lines(ids)
+    wrong = first_wrong_line(problem, run.problems.asked[problem.task_id], lines)
+    if wrong is None or wrong >= lines.n_lines:  # of a program without lines
+        return None
+    ends, _ = step_ends(lines)
+    # Tokens may end more than one line.
+    return int(np.searchsorted(ends, lines.end_token[wrong]))
+
+
+def first_wrong_line(problem: Problem, asked: Asked, lines: Lines) -> int | None:
+    """The oracle's first wrong line of a response, its plan counted as one; None without any.
+
+    A plan is wrong if it is not the problem's own: whoever keeps to it does something else.
+    """
+    n_plan = int(LineKind.PLAN in lines.kind)
+    code = b"".join(lines.text[n_plan:]).decode("utf-8", errors="replace")
+    error = first_error(asked, code)
+    if error is not None and n_plan and problem.plan.split("\n") != plan_lines(lines.text[0]):
+        return 0
+    return None if error is None else error + n_plan
+
+
+def plan_lines(block: bytes) -> list[str]:
+    """What the lines of a plan say, its delimiters left out."""
+    lines = [line.strip() for line in block.decode("utf-8", errors="replace").split("\n")]
+    return [line for line in lines if line and line not in ("<plan>", "</plan>")]

@@ -48,8 +48,8 @@ class Chains(tfds.core.GeneratorBasedBuilder):
     # Nothing is downloaded, so there are no checksums to look for beside the code.
     code_path = None  # pyright: ignore[reportAssignmentType]
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "21 operations in three wordings."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "21 operations in three wordings.", "1.1.0": "Plans."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -61,6 +61,7 @@ class Chains(tfds.core.GeneratorBasedBuilder):
                     "task_id": text,
                     "prompt": text,
                     "completion": text,  # SFT: as written in haste; problems: the solution
+                    "plan": text,  # that the completion carries out
                     "asserts": tfds.features.Sequence(text),
                     "names": text,
                     "operations": tfds.features.Sequence(text),
@@ -78,28 +79,31 @@ class Chains(tfds.core.GeneratorBasedBuilder):
         problems = generator.make_problems(settings)
         pairs = generator.make_sft_pairs(settings, [p for ps in problems.values() for p in ps])
         splits = {
-            "sft": self._generate_examples("sft", ((p.chain, p.completion, ()) for p in pairs))
+            "sft": self._generate_examples(
+                "sft", ((p.chain, p.completion, p.plan, ()) for p in pairs)
+            )
         }
         for split, rows in problems.items():
-            solved = ((p.chain, p.chain.solution(), p.tests.asserts) for p in rows)
+            solved = ((p.chain, p.chain.solution(), p.chain.plan(), p.tests.asserts) for p in rows)
             splits[split] = self._generate_examples(split, solved)
         return splits
 
     def _generate_examples(
-        self, split: str, rows: Iterable[tuple[generator.Chain, str, tuple[str, ...]]]
+        self, split: str, rows: Iterable[tuple[generator.Chain, str, str, tuple[str, ...]]]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Examples of (chain, completion, asserts), keyed by their place in the split."""
-        for i, (chain, completion, asserts) in enumerate(rows):
-            yield i, _example(f"{split}/{i}", chain, completion, asserts)
+        """Examples of (chain, completion, plan, asserts), keyed by their place in the split."""
+        for i, (chain, completion, plan, asserts) in enumerate(rows):
+            yield i, _example(f"{split}/{i}", chain, completion, plan, asserts)
 
 
 def _example(
-    task_id: str, chain: generator.Chain, completion: str, asserts: tuple[str, ...]
+    task_id: str, chain: generator.Chain, completion: str, plan: str, asserts: tuple[str, ...]
 ) -> dict[str, Any]:
     return {
         "task_id": task_id,
         "prompt": chain.prompt(),
         "completion": completion,
+        "plan": plan,
         "asserts": list(asserts),
         "names": chain.names,
         "operations": [step.operation for step in chain.steps],

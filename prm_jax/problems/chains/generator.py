@@ -60,6 +60,11 @@ class Chain:
         """The body of the function, one line per step, without a newline at the end."""
         return self.body([OPERATIONS[step.operation].expression for step in self.steps])
 
+    def plan(self, templates: Sequence[str] | None = None) -> str:
+        """The steps in easy words, a line each: of the solution, or of a body with templates."""
+        templates = templates or [OPERATIONS[step.operation].expression for step in self.steps]
+        return "\n".join(s.planned(t) for s, t in zip(self.steps, templates, strict=True))
+
     def body(self, templates: Sequence[str]) -> str:
         """The body that computes step k with the expression templates[k]."""
         heads = [f"{name} = " for name in self.names[1:]] + ["return "]
@@ -90,6 +95,7 @@ class SFTPair:
 
     chain: Chain
     completion: str
+    plan: str  # which the completion carries out
 
 
 def run(steps: Sequence[Step], values: list[int]) -> list[int]:
@@ -257,7 +263,8 @@ def make_sft_pairs(config: ChainsConfig, problems: Iterable[ChainProblem]) -> It
                     "few programs for SFT; ask for fewer problems or longer SFT horizons"
                 )
         refused = 0
-        yield SFTPair(chain, _with_comments(rng, chain, chain.body(templates)))
+        body = _with_comments(rng, chain, chain.body(templates))
+        yield SFTPair(chain, body, chain.plan(templates))
 
 
 def _hasty_template(rng: random.Random, step: Step) -> str:

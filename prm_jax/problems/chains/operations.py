@@ -66,6 +66,15 @@ class Step:
         operation = OPERATIONS[self.operation]
         return operation.words[WORDINGS.index(self.wording)].format(n=self.number)
 
+    def planned(self, template: str) -> str:
+        """The step in easy words, as the plan of a solution puts it whose line has this template.
+
+        A confusion that is the expression of another operation is planned as that one; any other is
+        a slip of the line, and the plan is right.
+        """
+        operation, more = _named().get(template, (OPERATIONS[self.operation], 0))
+        return operation.words[0].format(n=self.number + more)
+
 
 # Short expressions and short wordings: a solution takes about five tokens a line. Most operations
 # keep most of their input, so that a mistake in the first line still shows in the result.
@@ -215,3 +224,13 @@ OPERATIONS: dict[str, Operation] = {
         ),
     )
 }
+
+
+@functools.cache
+def _named() -> dict[str, tuple[Operation, int]]:
+    """The templates that are an operation's expression, with its number or with the next one."""
+    found = {}
+    for operation in OPERATIONS.values():
+        found[operation.expression.replace("{n}", "{m}")] = operation, 1
+        found[operation.expression] = operation, 0
+    return found

@@ -12,7 +12,7 @@ from prm_jax.types import CallTests, CheckTests, Limits, Problem, StdioTests, Te
 _SPLITS = ("train", "validation", "test")
 _TESTS = ("tests", "test_list", "test", "cases")
 FIELDS = frozenset(
-    ("task_id", "split", "prompt", "instruction", "program_prefix", "solution", "horizon")
+    ("task_id", "split", "prompt", "instruction", "program_prefix", "solution", "plan", "horizon")
     + ("difficulty", *_TESTS, "setup", "test_setup_code", "entry_point", "float_tolerance")
     + ("cpu_s", "memory_mib", "output_bytes")
 )
@@ -31,6 +31,7 @@ def problem(row: Row) -> Problem:
         prompt=row.text("prompt"),
         tests=_tests(row, prefix),
         solution=solution,
+        plan=row.text("plan", "").strip("\n"),
         program_prefix=prefix,
         instruction=row.text("instruction", ""),
         horizon=row.whole("horizon", words.horizon(solution)),
@@ -60,6 +61,7 @@ def fields(problem: Problem, split: str) -> dict[str, Any]:
         "instruction": problem.instruction,
         "program_prefix": problem.program_prefix,
         "solution": problem.solution,
+        "plan": problem.plan,
         "horizon": problem.horizon,
         "difficulty": problem.difficulty,
         "cpu_s": problem.limits.cpu_s,

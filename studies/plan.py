@@ -1,0 +1,59 @@
+"""Does scoring the plan add to scoring the lines?
+
+    python -m prm_jax.study --study studies/plan.py
+
+Every response opens with a plan, the steps in plain words, and the code carries it out. Words that
+are read wrongly make a wrong plan, and a slip of the code a wrong line. Labels and PRM judge the
+plan as the first step. The arms pay the lines alone, plan and lines alike, or the lines for what
+they are worth given their plan.
+"""
+
+from prm_jax.config import (
+    ChainsConfig,
+    Config,
+    EvaluateConfig,
+    LabelConfig,
+    PPOConfig,
+    PRMConfig,
+    ProblemsConfig,
+    PromptsConfig,
+)
+from prm_jax.study import Arm, Study
+
+
+def get_study() -> Study:
+    return Study(
+        name="plan",
+        config=Config(
+            value_init=False,
+            max_completion_tokens=104,  # plans take a third of a response
+            problems=ProblemsConfig(chains=ChainsConfig(test_horizons=(6, 8), final=500)),
+            prompts=PromptsConfig(plan=True),
+            ppo=PPOConfig(steps=50),
+            label=LabelConfig(prompts=1_000),
+            prm=PRMConfig(steps=1_200),
+            evaluate=EvaluateConfig(samples=5),
+        ),
+        seeds=(0, 1, 2),
+        baseline="ppo",
+        ordering=("sft", "ppo", "perfect"),
+        arms=(
+            Arm("sft", measure="sft", about="imitates plans and solutions"),
+            Arm("ppo", measure="rl", about="PPO on unit tests"),
+            Arm("lines", {"dense.plan": False}, about="the PRM's scores of the lines alone"),
+            Arm("plan_and_lines", about="the PRM's scores of plan and lines"),
+            Arm("relative", {"dense.form": "plan"}, about="lines relative to their plan"),
+            Arm("perfect", {"dense.source": "oracle"}, about="the oracle's, of plan and lines"),
+            Arm(
+                "perfect_lines",
+                {"dense.source": "oracle", "dense.plan": False},
+                about="the oracle's, of the lines alone",
+            ),
+            Arm(
+                "perfect_relative",
+                {"dense.source": "oracle", "dense.form": "plan"},
+                about="the oracle's, lines relative to their plan",
+            ),
+        ),
+        about="PPO with process rewards where each response opens with a plan.",
+    )

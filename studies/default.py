@@ -132,7 +132,7 @@ LABELS = _only_some(
 )
 
 PRMS = _only_some(
-    Arm("no_repairs", {"prm.repairs": False}, about="the PRM without completions that passed"),
+    Arm("repairs", {"prm.repairs": True}, about="completions that passed train the PRM as well"),
     Arm("all_lines", {"prm.loss_on": "all"}, about="PRM's loss on all lines (paper)"),
     Arm("outcome_model", {"prm.loss_on": "outcome"}, about="an outcome model for a PRM"),
     Arm("full_data", {"prm.selection": "full"}, about="all labelled responses"),
@@ -153,7 +153,7 @@ def get_study() -> Study:
             problems=ProblemsConfig(chains=ChainsConfig(test_horizons=(6, 8), final=500)),
             ppo=PPOConfig(steps=50),
             label=LabelConfig(prompts=4_000),
-            prm=PRMConfig(steps=2_400, selection="remove_hard", repairs=True),
+            prm=PRMConfig(steps=2_400, selection="remove_hard"),
             evaluate=EvaluateConfig(samples=5),
         ),
         seeds=(0, 1, 2, 3, 4),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import Mesh
 
 from prm_jax.config import MeshConfig, ModelConfig
@@ -354,11 +355,12 @@ def text_batch() -> TokenBatch:
 
 
 @functools.cache
-def run_sft(mesh: Mesh):
+def run_sft(mesh: Mesh, moments: str = "float32"):
     """The parameters after three steps, and the losses of ten."""
     tx = adamw_cosine(
-        steps=10, learning_rate=1e-2, warmup_steps=2, weight_decay=0.1, max_grad_norm=1.0
-    )
+        steps=10, learning_rate=1e-2, warmup_steps=2, weight_decay=0.1, max_grad_norm=1.0,
+        moments=moments,
+    )  # fmt: skip
     state = new_state(policy_params(mesh), tx, mesh)
     step = make_sft_step(POLICY, tx, mesh, shardings(state))
     losses, after_three = [], None
@@ -377,6 +379,33 @@ def test_sft_loss_is_the_cross_entropy_of_the_solutions_and_falls():
     _, losses = run_sft(ONE)
     np.testing.assert_allclose(losses[0], np.mean(terms), rtol=1e-5)
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("make", [adam, functools.partial(adamw_cosine, warmup_steps=1)])
+def test_first_moments_alone_may_be_bfloat16(make):
+    settings = {"learning_rate": 1e-2, "max_grad_norm": 1.0, "steps": 4}
+    if make is not adam:
+        settings["weight_decay"] = 0.1
+    tx = make(**settings, moments="bfloat16")
+    state = new_state(policy_params(ONE), tx, ONE)
+    found = jax.tree.leaves(
+        state.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)
+    )
+    (moments,) = (x for x in found if isinstance(x, optax.ScaleByAdamState))
+    assert {x.dtype for x in jax.tree.leaves(moments.mu)} == {jnp.dtype("bfloat16")}
+    rest = jax.tree.leaves((moments.nu, state.params))
+    assert {x.dtype for x in rest} == {jnp.dtype("float32")}
+    assert sum(x.nbytes for x in jax.tree.leaves((moments.mu, rest))) == pytest.approx(
+        10 / 12 * 3 * sum(x.nbytes for x in jax.tree.leaves(state.params))
+    )
+
+
+def test_training_with_bfloat16_moments_is_nearly_that_with_float32_ones():
+    (_, wanted), (_, found) = run_sft(ONE), run_sft(ONE, "bfloat16")
+    assert found != wanted  # so they were used
+    # The first rate of the warm-up is 0: what moves first is a moment that is stored after it.
+    np.testing.assert_array_equal(found[:2], wanted[:2])
+    np.testing.assert_allclose(found, wanted, rtol=5e-3)
 
 
 def test_prm_regresses_on_labels_at_masked_line_ends_only():

@@ -143,7 +143,11 @@ def _whole(config: Config) -> bool:
 
 
 def _adam(config: Config):
-    return adam(learning_rate=config.ppo.learning_rate, max_grad_norm=config.ppo.max_grad_norm)
+    return adam(
+        learning_rate=config.ppo.learning_rate,
+        max_grad_norm=config.ppo.max_grad_norm,
+        moments=config.model.moments,
+    )
 
 
 def _supervised(parts: _Parts, section: Any, name: str, model: Any, params: Any, make, kind: type):
@@ -153,6 +157,7 @@ def _supervised(parts: _Parts, section: Any, name: str, model: Any, params: Any,
         warmup_steps=section.warmup_steps,
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
+        moments=parts.config.model.moments,
     )
     trained, frozen = split_trainable(params)
     state = abstract_state(trained, tx, parts.mesh)

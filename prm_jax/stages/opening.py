@@ -84,7 +84,14 @@ def with_architecture(config: Config) -> Config:
                 "are trained beside weights that are kept, and fresh ones are not; set it to 0"
             )
         return config
-    ours = ("dtype", "remat", "scan_layers", "lora_rank", "lora_alpha")  # not the weights'
+    ours = (
+        "dtype",
+        "moments",
+        "remat",
+        "scan_layers",
+        "lora_rank",
+        "lora_alpha",
+    )  # not the weights'
     found = read_model_config(asked.path, **{name: getattr(asked, name) for name in ours})
     default = ModelConfig()
     for field in dataclasses.fields(ModelConfig):

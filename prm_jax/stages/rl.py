@@ -82,8 +82,13 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
         max_grad_norm=config.max_grad_norm,
         steps=config.steps * config.epochs * config.minibatches,
         final_share=config.final_learning_rate,
+        moments=run.config.model.moments,
     )
-    critic_tx = adam(learning_rate=config.critic_learning_rate, max_grad_norm=config.max_grad_norm)
+    critic_tx = adam(
+        learning_rate=config.critic_learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        moments=run.config.model.moments,
+    )
     with Checkpoints(run.workdir / stage / "state") as states:
         resumes = bool(states.steps())
     has_critic = config.advantage != "group"

@@ -41,6 +41,7 @@ def fit(
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
+        moments=run.config.model.moments,
     )
     trained, frozen = split_trainable(params)
     state = new_state(trained, tx, run.mesh)

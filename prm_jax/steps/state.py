@@ -22,8 +22,12 @@ def adamw_cosine(
     warmup_steps: int,
     weight_decay: float,
     max_grad_norm: float,
+    moments: str = "float32",
 ) -> optax.GradientTransformation:
-    """AdamW behind a global-norm clip; the rate rises linearly and falls on a cosine to a tenth."""
+    """AdamW behind a global-norm clip; the rate rises linearly and falls on a cosine to a tenth.
+
+    First moments are kept in the dtype `moments`.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=learning_rate,
@@ -33,16 +37,28 @@ def adamw_cosine(
     )
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
-        optax.adamw(schedule, b2=0.98, weight_decay=weight_decay),
+        optax.adamw(schedule, b2=0.98, weight_decay=weight_decay, mu_dtype=moments),
     )
 
 
 def adam(
-    *, learning_rate: float, max_grad_norm: float, steps: int = 1, final_share: float = 1.0
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    steps: int = 1,
+    final_share: float = 1.0,
+    moments: str = "float32",
 ) -> optax.GradientTransformation:
-    """Adam behind a global-norm clip, at a rate that falls on a line to a `final_share` of it."""
+    """Adam behind a global-norm clip, at a rate that falls on a line to a `final_share` of it.
+
+    First moments are kept in the dtype `moments`. Second ones are float32 whatever it is: of a
+    bfloat16 number a step changes (1 - b2) = 0.001, below half of its last place, so it would stand
+    still.
+    """
     schedule = optax.linear_schedule(learning_rate, final_share * learning_rate, steps)
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(schedule))
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm), optax.adam(schedule, mu_dtype=moments)
+    )
 
 
 def new_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:

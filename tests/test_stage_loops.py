@@ -74,6 +74,10 @@ class Traces:
     def rewind(self, stage: str, step: int) -> None:
         self.events.append(("rewind", step))
 
+    def exploration(self, folder: Path, start: int) -> "TracedExploration":
+        self.events.append(("explore", start))
+        return TracedExploration(self.events)
+
     def checkpoints(self, directory: Path, *, keep: int | None = None) -> "TracedCheckpoints":
         return TracedCheckpoints(self.events, directory.name, self._resume_at)
 
@@ -114,6 +118,20 @@ class Params(str):
 
     def __getitem__(self, part):
         return f"{part} of {self}"
+
+
+class TracedExploration:
+    def __init__(self, events: list[tuple]):
+        self._events = events
+
+    def add(self, step: int, asked: list[str], solved: list[tuple[str, str]]) -> None:
+        self._events.append(("solved", step, asked, solved))
+
+    def flush(self) -> None:
+        self._events.append(("write solved",))
+
+    def finish(self, n_problems: int) -> dict[str, int]:
+        return {"problems": n_problems}
 
 
 class TracedRun(Run):
@@ -263,6 +281,7 @@ def run_rl(monkeypatch, traces: Traces, stage: str = "rl", config: Config = CONF
     )
     run = run_with(monkeypatch, rl_stage, config, traces, problems)
     monkeypatch.setattr(rollouts_room, "make_sampler", make_sampler)
+    monkeypatch.setattr(rl_stage, "Exploration", traces.exploration)
     for make in (make_score, make_experience, make_update):
         monkeypatch.setattr(rl_stage, make.__name__, make)
     monkeypatch.setattr(
@@ -295,7 +314,7 @@ def test_what_happened_before_a_checkpoint_is_written_before_it(monkeypatch, sta
     saved = [event[2] for event in events if event[:2] == ("save", "state")]
     assert saved == [step for step in range(EVERY, STEPS, EVERY) if step > resume_at]
 
-    logged, unwritten, unsaved = [], 0, 0
+    logged, unwritten, unsaved, unexplored = [], 0, 0, 0
     for event in events:
         match event:
             case ("rewind", _):
@@ -308,12 +327,20 @@ def test_what_happened_before_a_checkpoint_is_written_before_it(monkeypatch, sta
             case ("save", "state", step):
                 assert logged == list(range(resume_at, step)), "a state of another step"
                 assert unwritten == 0, f"the log of {unwritten} steps could be lost"
+                assert unexplored == 0, "what was solved could be lost"
                 assert unsaved == 0, "a policy that a later stage needs could be lost"
             case ("save", "policy" | "model", step):
                 assert logged[-1] == step - 1
                 unsaved += 1
             case ("wait", "policy"):
                 unsaved = 0
+            case ("solved", step, _, _):
+                assert step == len(logged) + resume_at
+                unexplored += 1
+            case ("write solved",):
+                unexplored = 0
+            case ("explore", step):
+                assert step == resume_at
             case ("finish", _):
                 assert unwritten == 0
     assert logged == list(range(resume_at, STEPS)) and events[-1][0] == "finish"
@@ -382,6 +409,14 @@ def test_each_rl_step_learns_from_its_own_rollout(monkeypatch):
     kept = [event[2] for event in traces.events if event[:2] == ("save", "policy")]
     assert kept == [4, 7]  # two, evenly spaced
     assert traces.events[-1][1]["programs_generated"] == STEPS * 4
+    assert traces.events[-1][1]["exploration"] == {"problems": 3}
+    explored = [event[2:] for event in traces.events if event[0] == "solved"]
+    by_step = np.split(np.array(outcomes), STEPS)
+    for (asked, solved), passed in zip(explored, by_step, strict=True):
+        assert len(asked) == 4 and set(asked) <= {"p0", "p1", "p2"}
+        assert [task for task, _ in solved] == [t for t, p in zip(asked, passed, strict=True) if p]
+        # Row i says i, which solves problem i: a solution of each problem and no other.
+        assert len({digest for _, digest in solved}) == len({task for task, _ in solved})
 
 
 def test_the_three_programs_of_ppo_share_the_samplers_temperature_and_the_width(monkeypatch):

@@ -202,6 +202,10 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
     records = lines(PASSES)
     prm = {"first_error": {"exact": 0.7123, "f1": None}, "auc_within_problem": 0.8}
     records[-1] |= {"prm": prm, "labels": {"oracle_first_error_exact": 0.9}}
+    records[-1] |= {"plans": {"plan_share": 0.321}}
+    records[-1] |= {
+        "exploration": {"problems": 9, "asked": 8, "solved": 5, "distinct_solutions": 7}
+    }
     bad = [records[0] | {"status": "failed", "error": "<script>alert(1)</script>"}]
     table = set_table(STUDY, RUNS, records)
     assert table is not None
@@ -210,7 +214,7 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
     row = next(r for r in text.split("\n") if r.startswith("| dense | 3 × 2"))
     assert re.sub(" +", " ", row).startswith("| dense | 3 × 2 | 53.3 | 27.5 to 79.2 |")
     assert "| +3.3 |" in row
-    for shown in ("53.3", "27.5", "79.2", "+3.3", "+10.5", "0.71", "0.80", "0.90"):
+    for shown in ("53.3", "27.5", "79.2", "+3.3", "+10.5", "0.71", "0.80", "0.90", "62.5", "32.1"):
         assert shown in page and shown in text, shown
     assert "n is seeds × problems" in text and "Student's t" in page and "bootstrap" in page
     assert "`sft` < `ppo`: yes, +30.0 points" in text

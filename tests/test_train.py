@@ -110,6 +110,13 @@ def test_results_hold_what_the_documentation_says(whole):
         assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1 and rate["n"] == 8
         assert sum(row["n"] for row in arm["by_horizon"].values()) == 8
         assert set(arm["test_long"]["by_horizon"]) == {"4"}
+        if "exploration" in arm:
+            explored = arm["exploration"]
+            assert 0 < explored["solved"] <= explored["asked"] <= explored["problems"] == 24
+            assert explored["solved"] <= explored["distinct_solutions"]
+    assert [name for name in found["arms"] if "exploration" in found["arms"][name]] == [
+        "rl", "rl_prm",
+    ]  # fmt: skip
     cost = json.loads((whole / "results.json").read_text())["label_cost"]
     assert cost["responses"] == 48 and cost["executions"] <= cost["completions"]
     assert cost["completions"] % 2 == 0  # whole waves

@@ -74,6 +74,8 @@ def evaluate(run: Run) -> None:
             "temperature": config.temperature,
             "programs_generated": summary.get("programs_generated", 0),
         }
+        if "exploration" in summary:
+            results["arms"][arm]["exploration"] = summary["exploration"]
         if arm in plans:
             results["arms"][arm]["plans"] = plans[arm]
         if arm != "rl" and "rl" in arms:

@@ -17,6 +17,7 @@ from prm_jax.metrics import Progress
 from prm_jax.model.linear import as_computed
 from prm_jax.model.lora import join, split_trainable
 from prm_jax.rl.rewards import partial_credit_gap
+from prm_jax.stages.exploration import Exploration
 from prm_jax.stages.rollouts import Rollouts
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.truth import asks_oracle, reads_prm
@@ -176,7 +177,10 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
         if start:
             policy, critic = states.restore(start, (policy, critic))
         run.log.rewind(stage, start)
-        with Progress(config.steps, stage, initial=start) as progress:
+        with (
+            Exploration(run.workdir / stage, start) as exploration,
+            Progress(config.steps, stage, initial=start) as progress,
+        ):
             for step in range(start, config.steps):
                 begun_s = time.perf_counter()
                 problems, samples = rollouts.sample(join(policy.params, policy_frozen), step)
@@ -186,6 +190,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
                 critic_params = None if critic is None else join(critic.params, critic_frozen)
                 ref_logp, values, scores = score(reference, critic_params, dense_prm, samples)
                 passed, outcome = rollouts.outcomes(verdicts)
+                exploration.add(step, *rollouts.solved(problems, completions, passed))
                 scores = rollouts.scores(problems, completions, passed, scores)
                 judged_s = time.perf_counter()
                 rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
@@ -213,6 +218,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
                 stop = hosts.stop_asked()
                 if stop or done % config.checkpoint_every == 0:
                     run.log.flush()
+                    exploration.flush()
                     policies.wait()  # a resume from this state does not save them again
                     states.save(done, (policy, critic))
                 if stop:
@@ -223,7 +229,8 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
             critics.save(config.steps, critic.params)
     # One rollout recalibrates the PRM; those of the critic's warm-up train nothing else.
     generated = (config.steps + from_prm + config.critic_warmup_steps) * config.rollouts
-    run.finish(stage, {"steps": config.steps, "programs_generated": generated})
+    summary = {"steps": config.steps, "programs_generated": generated}
+    run.finish(stage, summary | {"exploration": exploration.counts(len(run.problems.train))})
 
 
 def _recalibrated(run: Run, rollouts: Rollouts, policy_params: Any, prm: Any) -> Any:

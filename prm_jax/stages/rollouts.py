@@ -13,7 +13,7 @@ from prm_jax import hosts
 from prm_jax.rl.lines import line_end_mask
 from prm_jax.rl.rewards import partial_credit
 from prm_jax.sharding import batch_sharding
-from prm_jax.stages.attempts import completion_ids
+from prm_jax.stages.attempts import Memo, completion_ids
 from prm_jax.stages.batches import left_pad
 from prm_jax.stages.run import Run, Stream, take_cycled
 from prm_jax.stages.truth import true_labels
@@ -42,6 +42,8 @@ class Rollouts:
         self._plan = plan
         config = run.config.ppo
         self._prompts = [run.prompt_ids(problem) for problem in run.problems.train]
+        self._tasks = [problem.task_id for problem in run.problems.train]
+        self._number = {task: number for number, task in enumerate(self._tasks)}
         # All steps share one width, so that each program is compiled once.
         self.width = -(-max(len(ids) for ids in self._prompts) // 8) * 8
         self._sharding = batch_sharding(run.mesh)
@@ -99,6 +101,26 @@ class Rollouts:
         both = earned(found, self._run.config.ppo.outcome)
         both = hosts.gather_rows(self._rows[self._mine], both, self._run.config.ppo.rollouts)
         return both[:, 0], both[:, 1]
+
+    def solved(
+        self, problems: list[Problem], completions: list[tuple[int, ...]], passed: np.ndarray
+    ) -> tuple[list[str], list[tuple[str, str]]]:
+        """The tasks of all rows, and (task, digest of the program) of those that passed."""
+        n = self._run.config.ppo.rollouts
+        mine = [
+            (self._number[problem.task_id], self._digest(problem, ids))
+            for problem, ids, own in zip(problems, completions, self._mine, strict=True)
+            if own
+        ]
+        found = hosts.gather_rows(self._rows[self._mine], np.array(mine, np.int64), n)
+        tasks = [self._tasks[number] for number in found[:, 0]]
+        digests = [f"{digest & (1 << 64) - 1:016x}" for digest in found[:, 1].tolist()]
+        both = zip(tasks, digests, passed, strict=True)
+        return tasks, [(task, digest) for task, digest, passes in both if passes]
+
+    def _digest(self, problem: Problem, ids: tuple[int, ...]) -> int:
+        key = Memo.key(problem, self._run.program(problem, ids))
+        return int.from_bytes(key[:8], "big", signed=True)
 
     def _deadline(self) -> AbstractContextManager[None]:
         n, seconds = int(self._mine.sum()), self._run.config.sandbox.deadline_s

@@ -130,6 +130,9 @@ def outcome(run: StudyRun, workdir: Path) -> dict[str, Any]:
         "programs": programs(run, workdir),
         "versions": results["versions"],
     }
+    for name in ("exploration", "plans"):
+        if name in arm:
+            found[name] = arm[name]
     if "test_long" in arm:
         found["long"] = arm["test_long"]["pass_at_1"]["value"]
     for name in ("label_cost", "labels", "prm"):

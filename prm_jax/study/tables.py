@@ -34,6 +34,7 @@ class ArmRow:
     programs: dict[str, float]  # means over seeds
     cpu_s: float | None  # of the last attempts, shared stages left out
     prm: dict[str, float]
+    training: dict[str, float]  # what the policy's rollouts solved, and what its plans decide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _row(study: Study, name: str, about: str, by_arm: dict[str, dict[int, Record
         programs=_means([r["programs"] for r in records]),
         cpu_s=_mean([r["cpu_s"] for r in records]),
         prm=_means([_judged(r) for r in records]),
+        training=_means([_trained(r) for r in records]),
     )
 
 
@@ -134,6 +136,7 @@ def _judged(record: Record) -> dict[str, float]:
     found = {
         "labels_exact": record.get("labels", {}).get("oracle_first_error_exact"),
         "exact": error.get("exact"),
+        "exact_by_oracle": prm.get("by_oracle", {}).get("first_error", {}).get("exact"),
         "too_early": error.get("too_early"),
         "too_late": error.get("too_late"),
         "f1": error.get("f1"),
@@ -142,6 +145,16 @@ def _judged(record: Record) -> dict[str, float]:
         "completions_per_label": record.get("label_cost", {}).get("completions_per_label"),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _trained(record: Record) -> dict[str, float]:
+    """What the rollouts of the measured stage solved, and what the policy's plans decide."""
+    found = {}
+    if (explored := record.get("exploration")) is not None:
+        found["solved"] = explored["solved"] / max(explored["asked"], 1)
+        found["solutions"] = explored["distinct_solutions"]
+    share = record.get("plans", {}).get("plan_share")
+    return found if share is None else found | {"plan_share": share}
 
 
 def _paired(study: Study, ours: dict[int, Record], theirs: dict[int, Record]) -> Estimate | None:
@@ -224,6 +237,22 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
                     ],
                 )
             )
+        trained = [arm for arm in table.arms if arm.training]
+        if trained:
+            parts.append(
+                _table(
+                    ("training", *TRAINING_COLUMNS.values()),
+                    [
+                        (
+                            arm.name,
+                            _percent(arm.training.get("solved")),
+                            _count(arm.training.get("solutions")),
+                            _percent(arm.training.get("plan_share")),
+                        )
+                        for arm in trained
+                    ],
+                )
+            )
     if bad:
         parts.append("## Runs that failed or were cut short")
         parts.append("\n".join(f"- `{r['run']}`: {r['status']}, {r['error']}" for r in bad))
@@ -233,12 +262,20 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
 PRM_COLUMNS = {
     "labels_exact": "labels: first error as the oracle",
     "exact": "PRM: exact",
+    "exact_by_oracle": "exact by the oracle",
     "too_early": "too early",
     "too_late": "too late",
     "f1": "first-error F1",
     "auc": "AUC in problem",
     "ece": "ECE",
     "completions_per_label": "completions per label",
+}
+
+
+TRAINING_COLUMNS = {
+    "solved": "problems asked and ever solved, %",
+    "solutions": "different solutions",
+    "plan_share": "of the variance of success by plans, %",
 }
 
 
@@ -279,6 +316,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
 
 
 def _decimal(value: float | None) -> str:

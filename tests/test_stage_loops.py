@@ -130,7 +130,13 @@ class TracedExploration:
     def flush(self) -> None:
         self._events.append(("write solved",))
 
-    def finish(self, n_problems: int) -> dict[str, int]:
+    def __enter__(self) -> "TracedExploration":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def counts(self, n_problems: int) -> dict[str, int]:
         return {"problems": n_problems}
 
 

@@ -350,7 +350,8 @@ def test_labels_are_held_against_the_oracle_line_by_line():
         labelled(WRONG_2, ("]\n", 1), ("3\n", 1), ("$", 1), passed=True),
         labelled(RIGHT, ("]\n", -1), ("2\n", -1), ("$", -1)),
     ]
-    run = run_with(Config(), problems=SimpleNamespace(asked={"p": CHAIN}))
+    problems = SimpleNamespace(train=[problem("p")], asked={"p": CHAIN})
+    run = run_with(Config(), problems=problems)
     found = evaluate_stage._oracle_agreement(run, responses)
     assert found["oracle_first_error_exact"] == pytest.approx(2 / 6)
     assert found["oracle_line_agreement"] == pytest.approx((2 + 1 + 1 + 1 + 2 + 2) / (5 * 2 + 3))

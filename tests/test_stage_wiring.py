@@ -294,7 +294,7 @@ def test_the_prm_is_judged_up_to_the_first_error(monkeypatch):
     """Steps 4 and 5 of p are behind its error, and the neutral step of q has no say."""
     responses = [
         labelled("a1\nb2\nc3\nd4\ne5", ("1\n", 1), ("2\n", 1), ("3\n", -1), ("4\n", -1), ("$", -1)),
-        labelled("#6\ng7", ("6\n", 0), ("$", 1), passed=True, task_id="q"),
+        labelled("#6\ng7", ("6\n", 0), ("$", 1), passed=True, task_id="q", checkpoint=2),
     ]
     scores = [np.array([0.8, -0.2, -0.6, 1.0, 1.0]), np.array([-1.0, 0.4])]
     monkeypatch.setattr(prm_stage, "step_scores", lambda *arguments: scores)
@@ -309,6 +309,11 @@ def test_the_prm_is_judged_up_to_the_first_error(monkeypatch):
     # p = 0.9, 0.4, 0.2 and 0.7 against 1, 1, 0 and 1: a bin each.
     assert found["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
     assert sum(row["n"] for row in found["calibration"]) == 4
+    # p was written by checkpoint 1, q by 2.
+    first, second = (found["by_checkpoint"][step] for step in ("1", "2"))
+    assert (first["first_error"]["too_early"], first["auc_within_problem"]) == (1.0, 1.0)
+    assert (second["first_error"]["acc_ok"], second["auc_within_problem"]) == (1.0, None)
+    assert first["n_responses"] == second["n_responses"] == 1 and "calibration" not in first
 
 
 def test_the_prm_is_held_against_the_oracle_where_labels_are_wrong(monkeypatch):

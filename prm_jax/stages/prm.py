@@ -123,14 +123,23 @@ def step_scores(
 def judge_prm(run: Run, params: Any, responses: list[LabelledResponse]) -> dict[str, Any]:
     """How well the PRM finds errors in responses that it never saw, up to the first error.
 
-    Held against their labels by execution, and where the problems have an exact oracle against
-    that as well: labels are wrong where nobody could complete what can be completed.
+    Held against their labels by execution, all together and those of each checkpoint that wrote
+    them; and where the problems have an exact oracle against that as well: labels are wrong where
+    nobody could complete what can be completed.
     """
     by_id = {problem.task_id: problem for problem in run.problems.validation}
     problems = [by_id[r.task_id] for r in responses]
     scores = step_scores(run, params, problems, [(r.ids, r.end_token) for r in responses])
     by_execution = [np.array(r.steps.labels, np.int64) for r in responses]
     quality = _quality(responses, scores, by_execution)
+    quality["by_checkpoint"] = {}
+    for step in sorted({r.checkpoint for r in responses}):
+        some = [i for i, r in enumerate(responses) if r.checkpoint == step]
+        found = _quality(
+            [responses[i] for i in some], [scores[i] for i in some], [by_execution[i] for i in some]
+        )
+        del found["calibration"]  # its bins hold too few
+        quality["by_checkpoint"][str(step)] = found
     if run.problems.asked:
         true = [
             true_labels(run, problem, r.ids, passed=r.passed)[1].astype(np.int64)

@@ -229,6 +229,7 @@ def run_prm(monkeypatch, traces: Traces) -> list:
     monkeypatch.setattr(
         prm_stage, "judge_prm", lambda run, params, found: [int(r.task_id[1:]) for r in found]
     )
+    monkeypatch.setattr(prm_stage, "style_probes", lambda run, score, threshold: {})
     prm_stage.prm(run)
     return seen
 

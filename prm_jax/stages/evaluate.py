@@ -89,7 +89,7 @@ def evaluate(run: Run) -> None:
         if run.problems.asked:
             results["labels"] |= _oracle_agreement(run, train)
     if (prm := run.done("prm")) is not None:
-        results["prm"] = prm["quality"]
+        results["prm"] = prm["quality"] | {"style": prm.get("style", {})}
         _write_scored(run, sets[main], {arm: found[arm][main] for arm in arms})
     write_atomically(run.workdir / "results.json", json.dumps(results, indent=2))
     run.finish("evaluate", {"arms": arms})

@@ -4,6 +4,7 @@ Reads `label/labels.jsonl` and the SFT policy's trunk; leaves `prm/model`. Respo
 problems, labelled in the same way, judge it without ever training it.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from prm_jax.sharding import batch_sharding, batch_shards
 from prm_jax.stages.batches import Batches, right_pad
 from prm_jax.stages.label import LabelledResponse, read_labels
 from prm_jax.stages.run import Run, Stream
+from prm_jax.stages.style import style_probes
 from prm_jax.stages.supervised import fit
 from prm_jax.stages.truth import true_labels
 from prm_jax.steps.prm import make_prefix_scores, make_prm_step
@@ -59,7 +61,9 @@ def prm(run: Run) -> None:
         batch_at,
     )
     quality = judge_prm(run, params, [r for r in responses if r.split == "validation"])
-    run.finish("prm", {"steps": config.steps, "responses": len(train), "quality": quality})
+    style = style_probes(run, functools.partial(step_scores, run, params), THRESHOLD)
+    summary = {"steps": config.steps, "responses": len(train), "quality": quality}
+    run.finish("prm", summary | {"style": style})
 
 
 def _training_responses(run: Run, train: list[LabelledResponse]) -> list[LabelledResponse]:

@@ -166,6 +166,7 @@ def evaluate(arguments: Arguments) -> tuple[dict[str, Any], Path]:
             "temperature": arguments.temperature,
             "top_p": arguments.top_p,
             "style": run.config.prompts.style,
+            "plan": run.config.prompts.plan,
         }
         results = {
             "schema": 1,
@@ -244,6 +245,7 @@ def sample_rows(
             "sample": number,
             "completion": run.program(problem, attempt.ids).removeprefix(problem.program_prefix),
             "style": run.config.prompts.style,
+            "plan": run.config.prompts.plan,
             "response": run.tokenizer.decode(attempt.ids),
             "status": attempt.status,
             "passed": attempt.passed,

@@ -162,7 +162,12 @@ def model_card(run: Path, config: Config, kind: str, step: int) -> str:
         _what(config, stage, role),
         "",
         f"Prompts are in style `{config.prompts.style}`; prompt and response are encoded apart and "
-        "joined, and nothing stands between them.",
+        "joined, and nothing stands between them."
+        + (
+            " Responses open with a plan, between lines `<plan>` and `</plan>`, which is one step."
+            if config.prompts.plan
+            else ""
+        ),
         "",
         "```python",
         *_usage(role),

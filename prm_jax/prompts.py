@@ -41,7 +41,7 @@ _OPENS = re.compile(
     rb"| (?<=[^`\n])(?P<inline>`{3,})(?:python3?|py)[\ \t\r]*\n",
     re.MULTILINE | re.IGNORECASE | re.VERBOSE,
 )
-_PLAN = re.compile(rb"^<plan>\n(?:.*?^</plan>(?:\n|\Z)|.*\Z)", re.MULTILINE | re.DOTALL)
+_PLAN = re.compile(rb"^<plan>\n(?:.*?^</plan>[ \t\r]*(?:\n|\Z)|.*\Z)", re.MULTILINE | re.DOTALL)
 _CODE = (b"", b"python", b"py", b"python3")  # the languages of a block that is the program
 
 
@@ -97,8 +97,7 @@ class Prompts:
     def solution(self, problem: Problem) -> str:
         """The response with the known solution, as SFT imitates it; EOS is not included.
 
-        It opens with the problem's plan where responses have one; raises ConfigError if there is
-        none.
+        It opens with the problem's plan where responses do, if the problem has one.
 
         In the chat styles it writes the whole program again. A program with a line that begins like
         a closing fence has no response in style chat_fence: its code would end there.
@@ -145,14 +144,17 @@ class Prompts:
     def plan_span(self, response: bytes) -> tuple[int, int]:
         """Start and stop of the plan in a response's bytes, delimiters included; (0, 0) if none.
 
-        A completion opens with it; a chat may say something before. A plan that is not closed goes
-        on to the end, and there is no code.
+        A completion opens with it; a chat may say something before, but open no block. A plan that
+        is not closed goes on to the end, and there is no code. Stop strings end it as anything.
         """
         if not self._config.plan:
             return 0, 0
         text = response[: before_stop(response, self._stops)]
         found = _PLAN.match(text) if self._chat is None else _PLAN.search(text)
-        return found.span() if found else (0, 0)
+        block = _OPENS.search(text) if found and found.start() else None
+        if found is None or (block is not None and block.start() < found.start()):
+            return 0, 0
+        return found.span()
 
     def code(self, response: bytes) -> str:
         """The code of a response; a block that is indented as a whole is moved to the left."""
@@ -187,13 +189,8 @@ class Prompts:
 
 
 def plan_block(problem: Problem) -> str:
-    """The plan of a problem's solution as a response opens with it; raises ConfigError."""
-    if not problem.plan:
-        raise ConfigError(
-            f"prompts.plan = True is not allowed: the solution of {problem.task_id} has no plan to "
-            "imitate; give its problem one (docs/problems.md), or turn it off"
-        )
-    return f"{PLAN_OPENS}{problem.plan}\n{PLAN_CLOSES}"
+    """The plan of a problem's solution as a response opens with it; empty if it has none."""
+    return f"{PLAN_OPENS}{problem.plan}\n{PLAN_CLOSES}" if problem.plan else ""
 
 
 def _first_block(text: bytes, at: int) -> tuple[int, int, int]:

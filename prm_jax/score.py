@@ -97,7 +97,8 @@ def score_row(program: Program, lines: Lines, values: Sequence[float]) -> dict[s
     wrong = [
         i
         for i, row in enumerate(rows)
-        if row["kind"] == "code" and row["score"] is not None and row["score"] < THRESHOLD
+        if row["kind"] in ("code", "plan") and row["score"] is not None
+        if row["score"] < THRESHOLD
     ]
     return {
         "id": program.id,

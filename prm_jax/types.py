@@ -112,11 +112,11 @@ class LineKind(IntEnum):
 class PrefixLabels:
     """Labels of the prefixes of one response, one entry per step (a line that is not blank).
 
-    A plan is the first step: its label says whether programs that keep to it can pass. The label of
-    step m is +1 if the response's first m lines can still be completed, -1 if not, 0 for comments.
-    `passes[m]` of `samples[m]` completions from that prefix passed; samples is 0 where the search
-    inferred the label without probing. A probe ends with the first wave that has a pass, so
-    passes / samples estimates the rate of success too high.
+    A plan is the first step: its label says whether any program that goes on from it passes. The
+    label of step m is +1 if the response's first m lines can still be completed, -1 if not, 0 for
+    comments. `passes[m]` of `samples[m]` completions from that prefix passed; samples is 0 where
+    the search inferred the label without probing. A probe ends with the first wave that has a pass,
+    so passes / samples estimates the rate of success too high.
     """
 
     kinds: tuple[LineKind, ...]

@@ -31,7 +31,7 @@ def get_study() -> Study:
             prompts=PromptsConfig(plan=True),
             ppo=PPOConfig(steps=50),
             label=LabelConfig(prompts=1_000),
-            prm=PRMConfig(steps=1_200),
+            prm=PRMConfig(steps=1_200, loss_on="all"),  # lines of a lost plan are scored, too
             evaluate=EvaluateConfig(samples=5),
         ),
         seeds=(0, 1, 2),
@@ -47,7 +47,7 @@ def get_study() -> Study:
             Arm(
                 "perfect_lines",
                 {"dense.source": "oracle", "dense.plan": False},
-                about="the oracle's, of the lines alone",
+                about="the oracle's, paid at the lines alone",
             ),
             Arm(
                 "perfect_relative",

@@ -1,5 +1,6 @@
 """A tokenizer made by hand, for tests of what happens to known tokens."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from prm_jax.types import Problem
@@ -35,6 +36,11 @@ class Characters:
     def response(self, text: str) -> tuple[int, ...]:
         """The tokens of a response that ends with EOS."""
         return (*self.encode(text), self.eos_id)
+
+    def prefix_ids(self, ids, n_bytes: int) -> list[int]:
+        """The tokens of the first bytes, which must end with a token."""
+        stops = list(itertools.accumulate(len(piece) for piece in self.pieces(ids)))
+        return list(ids[: stops.index(n_bytes) + 1])
 
     def pieces(self, ids: Iterable[int]) -> list[bytes]:
         return [self._table[i] for i in ids]

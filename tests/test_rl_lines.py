@@ -309,8 +309,10 @@ def test_a_plan_is_the_first_line_and_one_step_whatever_its_lines():
         assert getattr(without, name).tolist() == getattr(lines, name)[1:].tolist()
 
 
-def test_a_plan_that_is_not_closed_ends_in_the_last_token():
-    lines = split_lines([b"<plan>\n", b"sort", b""], (11, 11), (0, 11))
+@pytest.mark.parametrize("last", [b"sort", b"sort\n", b"</plan>\n"])
+def test_a_plan_that_nothing_follows_ends_in_the_last_token(last):
+    n = 7 + len(last)
+    lines = split_lines([b"<plan>\n", last, b""], (n, n), (0, n))
     assert lines.end_token.tolist() == [2] and lines.kind.tolist() == [LineKind.PLAN]
 
 

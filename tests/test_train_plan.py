@@ -1,14 +1,29 @@
 """A run whose responses open with a plan: its label and reward, and what it decides."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
+from characters import Characters, Completions
 
-from prm_jax.config import Config, ConfigError, DenseConfig, PromptsConfig
+from prm_jax.config import (
+    Config,
+    ConfigError,
+    DenseConfig,
+    MeshConfig,
+    PRMConfig,
+    PromptsConfig,
+    SFTConfig,
+)
+from prm_jax.sharding import make_mesh
+from prm_jax.stages.opening import check_fit
+from prm_jax.types import CallTests, Problem
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +35,7 @@ def planned(tmp_path_factory) -> Path:
         [
             sys.executable, "-m", "prm_jax.train", "--config", str(ROOT / "tests/micro.py"),
             "--workdir", str(workdir), "--prompts.plan", "--max-completion-tokens", "48",
-            "--dense.form", "plan", "--prm.repairs",
+            "--dense.form", "plan", "--prm.loss-on", "all", "--prm.repairs",
         ],
         env=os.environ | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
@@ -45,8 +60,9 @@ def test_plans_are_written_labelled_and_measured(planned):
     found = json.loads((planned / "results.json").read_text())
     for arm in found["arms"].values():
         plans = arm["plans"]
-        assert plans["problems"] == 8 and plans["within_plans"] >= 0
-        assert plans["plan_share"] is None or plans["plan_share"] <= 1
+        assert plans["problems"] == 8 and 0 < plans["pass_rate"] < 1
+        parts = [plans[f"{part}_plans"] for part in ("between", "within")]
+        assert plans["plan_share"] == pytest.approx(parts[0] / sum(parts))
     scored = rows(planned / "evaluate/scored.jsonl")
     assert any(line["kind"] == "plan" for row in scored for line in row["lines"])
     assert "plan" in (planned / "report.html").read_text()
@@ -72,4 +88,33 @@ def test_lines_relative_to_a_plan_need_plans():
         Config(dense=DenseConfig(form="plan"))
     with pytest.raises(ConfigError, match="true with dense.form = 'plan'"):
         DenseConfig(form="plan", plan=False)
-    Config(dense=DenseConfig(form="plan"), prompts=PromptsConfig(plan=True))
+    planned = PromptsConfig(plan=True)
+    with pytest.raises(ConfigError, match="prm.loss_on = 'first_error' is not allowed with dense"):
+        Config(dense=DenseConfig(form="plan"), prompts=planned)
+    Config(dense=DenseConfig(form="plan"), prompts=planned, prm=PRMConfig(loss_on="all"))
+    Config(dense=DenseConfig(form="plan", source="oracle"), prompts=planned)
+
+
+def test_sft_needs_plans_to_imitate_and_a_model_that_follows_instructions_does_not():
+    problem = Problem("p", "def f():\n", CallTests(("assert f() == 1",)), solution="    return 1")
+    tokenizer = Characters()
+    for sft, plan in ((1, ""), (1, "one"), (0, "")):
+        config = Config(
+            prompts=PromptsConfig(plan=True), sft=SFTConfig(steps=sft), max_completion_tokens=60
+        )
+        some = [dataclasses.replace(problem, plan=plan)]
+        run = SimpleNamespace(
+            config=config,
+            mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
+            tokenizer=tokenizer,
+            prompts=Completions(),
+            prompt_ids=lambda problem: tokenizer.encode(problem.prompt),
+            problems=SimpleNamespace(
+                sft=some, train=some, validation=some, held_out={"test": some}, asked={}
+            ),
+        )
+        if sft and not plan:
+            with pytest.raises(ConfigError, match="the solution of p has no plan for SFT"):
+                check_fit(run)  # type: ignore[arg-type]
+        else:
+            check_fit(run)  # type: ignore[arg-type]

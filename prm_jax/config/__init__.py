@@ -100,6 +100,12 @@ class Config(Section):
                 "dense.form = 'plan' is not allowed without prompts.plan: lines are rewarded "
                 "relative to the plan that a response opens with; turn it on, or choose 'value'"
             )
+        if self.dense.form == "plan" and self.dense.source == "prm" and self.prm.loss_on != "all":
+            raise ConfigError(
+                f"prm.loss_on = {self.prm.loss_on!r} is not allowed with dense.form = 'plan': a "
+                "PRM that never learns of the lines after a lost plan could pay them for anything; "
+                "choose 'all'"
+            )
         self._require(
             "value_init",
             not self.value_init or self.ppo.advantage != "group",

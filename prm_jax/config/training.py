@@ -275,6 +275,11 @@ class PRMConfig(_SupervisedConfig):
         self._one_of("loss_on", "all", "first_error", "outcome")
         self._one_of("target", "binary", "rate")
         self._require(
+            "repairs",
+            not self.repairs or self.target == "binary",
+            "false with prm.target = 'rate': a repair passed, whatever the rate of its prefix is",
+        )
+        self._require(
             "target",
             self.target == "binary" or self.loss_on != "outcome",
             "binary with prm.loss_on = 'outcome', which reads no label",

@@ -66,7 +66,7 @@ def split_lines(
     joined pieces that is code, `start` to `stop` in bytes (a fenced block in prose, or what stands
     before a stop string); None is all of it. Nothing outside the span has a say in its lines.
     `plan` is the part that is a plan, before the code: if it is not empty it is one line, the first
-    one, of kind PLAN.
+    one, of kind PLAN. If nothing follows it, it ends in the response's last token.
 
     A line ends with b"\n", and nothing else ends one: "\r\n" ends one line, "\r" and "\f" alone end
     none. A line ends in the token that holds its newline. Text after the last newline is a line
@@ -105,7 +105,7 @@ def split_lines(
     kinds = _kinds(text, stops, lines)
     if plan[0] < plan[1]:
         ends = np.searchsorted(piece_stop, plan[1] - 1, side="right")
-        if plan[1] == len(whole) and not whole.endswith(b"\n"):
+        if plan[1] == len(whole):
             ends = len(pieces) - 1
         end_token, end_byte = np.append(ends, end_token), np.append(plan[1], end_byte)
         lines, kinds = (whole[slice(*plan)], *lines), np.append(LineKind.PLAN, kinds)

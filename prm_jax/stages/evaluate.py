@@ -39,7 +39,9 @@ def evaluate(run: Run) -> None:
     config = run.config.evaluate
     # One for all arms: it is compiled once, and what one arm wrote is not run again for another.
     memo = Memo()
-    of_plans = plan_sampling(run, memo) if run.config.prompts.plan else None
+    # A variance needs two problems.
+    planned = run.config.prompts.plan and len(run.problems.validation) > 1
+    of_plans = plan_sampling(run, memo) if planned else None
     sampling = Sampling(
         run, memo, samples=config.samples, temperature=config.temperature, top_p=config.top_p
     )

@@ -116,7 +116,7 @@ def _repairs(run: Run, responses: Sequence[Response]) -> list[Response]:
     return [
         make_response(run, r.problem, r.split, r.checkpoint, Attempt(r.repair, "passed", False, 0))
         for r in responses
-        if r.repair
+        if r.repair and r.repaired_from <= r.m_star
     ]
 
 

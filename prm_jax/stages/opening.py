@@ -186,6 +186,14 @@ def check_fit(run: Run) -> None:
             f"max_prompt_tokens + max_completion_tokens = {longest} is not allowed: the weights "
             f"at {positions.path} were made for {positions.max_positions} positions"
         )
+    if config.prompts.plan and config.sft.steps:
+        without = next((problem for problem in run.problems.sft if not problem.plan), None)
+        if without is not None:
+            raise ConfigError(
+                f"prompts.plan = True is not allowed: the solution of {without.task_id} has no "
+                "plan for SFT to imitate; give its problem one (docs/problems.md), or set "
+                "sft.steps to 0 for a model that follows instructions"
+            )
     check_outcome(run)
     check_source(run)
     for name, rows in (

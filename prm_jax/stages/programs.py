@@ -104,9 +104,10 @@ def _problem(row: dict[str, Any], problems: Mapping[str, Problem], tests: bool) 
 
 def _ids(row: dict[str, Any], problem: Problem, run: Run) -> tuple[int, ...]:
     """The response in tokens, with an EOS where one fits."""
-    style = run.config.prompts.style
+    style, plan = run.config.prompts.style, run.config.prompts.plan
     # A response says what it means only in the style that it was asked for in.
-    if "response" in row and row.get("style", style) == style:
+    same = row.get("style", style) == style and row.get("plan", plan) == plan
+    if "response" in row and same:
         field, program = "response", None
         response = _text(row, "response")
     elif "program" in row:
@@ -119,8 +120,9 @@ def _ids(row: dict[str, Any], problem: Problem, run: Run) -> tuple[int, ...]:
         response = run.prompts.response(problem, program)
     elif "response" in row:
         raise ConfigError(
-            f"style = {row['style']!r} is not allowed: prompts are in style {style!r}, in which "
-            f"the response is read as something else; give --style {row['style']}, or program"
+            f"style = {row.get('style', style)!r} with plan = {row.get('plan', plan)} is not "
+            f"allowed: prompts are in style {style!r} with plan = {plan}, in which the response is "
+            f"read as something else; give --style {row.get('style', style)}, or program"
         )
     else:
         raise ConfigError("response, program and completion are missing: give one of them")

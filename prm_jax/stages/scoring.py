@@ -15,7 +15,7 @@ from prm_jax.stages.chosen import Asking, ModelChoice, choose_config, find_scala
 from prm_jax.stages.prm import step_scores
 from prm_jax.stages.run import Run
 from prm_jax.tokenizer import Tokenizer
-from prm_jax.types import Problem
+from prm_jax.types import LineKind, Problem
 
 WORST = -1.0  # of a response without code: no line speaks for it
 
@@ -65,6 +65,10 @@ def as_response(scorer: Run, writer: Run, problem: Problem, ids: Sequence[int]) 
     else:
         program = writer.prompts.code(b"".join(writer.tokenizer.pieces(ids)))
     text = scorer.prompts.response(problem, program)
+    if scorer.config.prompts.plan:
+        written = b"".join(writer.tokenizer.pieces(ids))
+        plan = written[slice(*writer.prompts.plan_span(written))]
+        text = plan.decode("utf-8", errors="replace") + text
     return (*scorer.tokenizer.encode(text), scorer.tokenizer.eos_id)
 
 
@@ -114,7 +118,9 @@ def program_scores(
             f"{scorer.config.model.max_positions}) and have the score {WORST}"
         )
     responses = [ids if fit else () for ids, fit in zip(responses, fits, strict=True)]
-    ends = [step_ends(scorer.lines(ids))[0] for ids in responses]
+    steps = [step_ends(scorer.lines(ids)) for ids in responses]
+    # A plan alone is no code: nothing of it is read.
+    ends = [end if (kind != LineKind.PLAN).any() else end[:0] for end, kind in steps]
     scores = step_scores(scorer, params, asked, list(zip(responses, ends, strict=True)))
     rules = {"last": lambda row: row[-1], "mean": np.mean, "min": np.min}
     return {

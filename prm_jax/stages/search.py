@@ -47,7 +47,8 @@ class Response:
     samples: np.ndarray  # [M]
     m_star: int = 0
     repair: tuple[int, ...] = ()
-    """The first completion that passed of the longest prefix that has one, with that prefix."""
+    """The first completion that passed of the longest prefix that has one, with that prefix. Where
+    a dense search is not monotone it goes against the labels: repaired_from is above m_star."""
     repaired_from: int = 0  # the steps of that prefix
 
     @property

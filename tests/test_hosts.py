@@ -32,6 +32,8 @@ SHORT = (
     "--ppo.checkpoint-every=1000", "--label.checkpoints=1", "--label.prompts=8",
     "--label.validation-prompts=4", "--prm.steps=4", "--evaluate.first=4", "--evaluate.samples=1",
     "--mesh.data=1", "--mesh.fsdp=-1",
+    # Short problems: so little SFT solves some of them, however a machine's rounding samples.
+    "--problems.chains.train-horizons", "1", "2",
 )  # fmt: skip
 
 

@@ -41,7 +41,10 @@ _OPENS = re.compile(
     rb"| (?<=[^`\n])(?P<inline>`{3,})(?:python3?|py)[\ \t\r]*\n",
     re.MULTILINE | re.IGNORECASE | re.VERBOSE,
 )
-_PLAN = re.compile(rb"^<plan>\n(?:.*?^</plan>[ \t\r]*(?:\n|\Z)|.*\Z)", re.MULTILINE | re.DOTALL)
+_PLAN = re.compile(
+    rb"^<plan>[ \t\r]*\n (?: .*? ^</plan>[ \t\r]*(?:\n|\Z) | .*\Z)",
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
 _CODE = (b"", b"python", b"py", b"python3")  # the languages of a block that is the program
 
 

@@ -415,6 +415,7 @@ def planning(tokenizer):
         ("<plan>\nadd\n    return x\n", "<plan>\nadd\n    return x\n", ""),  # not closed
         ("<plan>\n</plan> x\n</plan>\ny", "<plan>\n</plan> x\n</plan>\n", "y"),
         ("<plan>\nadd\n</plan> \r\ny", "<plan>\nadd\n</plan> \r\n", "y"),
+        ("<plan>\r\nadd\r\n</plan>\r\ny", "<plan>\r\nadd\r\n</plan>\r\n", "y"),
         ("    return x\n" + PLAN, "", "    return x\n" + PLAN),  # it must come first
         ("<plan>", "", "<plan>"),
         ("", "", ""),

@@ -219,7 +219,7 @@ def run_prm(monkeypatch, traces: Traces) -> list:
     def labelled(number: int, split: str) -> LabelledResponse:
         ids = TOKENIZER.response(str(number))
         steps = PrefixLabels((LineKind.CODE,), (number % 2 * 2 - 1,), (0,), (0,))
-        return LabelledResponse(f"p{number}", split, 1, False, "revised", ids, (1,), (1,), steps)
+        return LabelledResponse(f"p{number}", split, 1, False, "revised", ids, (1,), steps)
 
     responses = [labelled(i, "train" if i < 5 else "validation") for i in range(8)]
     problems = SimpleNamespace(train=[Problem(f"p{i}", f"{i}?", CallTests(())) for i in range(5)])

@@ -104,6 +104,8 @@ def test_programs_that_do_not_pass_are_left_out():
 
     found = probed(score, [wrong, PROBLEM, empty])
     assert {row["n"] for row in found.values()} == {1}
+    long = dataclasses.replace(PROBLEM, task_id="t", solution=PROBLEM.solution + " " * 100)
+    assert {row["n"] for row in probed(score, [PROBLEM, long]).values()} == {1}
     nothing = probed(score, [wrong])
     assert nothing["as_written"] == {
         "n": 0, "accused": None, "mean_score": None, "mean_change": None

@@ -200,8 +200,6 @@ def labelled(text: str, *ends: tuple[str, int], **fields) -> LabelledResponse:
     ids = TOKENIZER.response(text)
     tokens = [TOKENIZER.eos_id if e == "$" else TOKENIZER.encode(e)[0] for e, _ in ends]
     end_token = tuple(ids.index(token) for token in tokens)
-    newlines = np.cumsum([piece.count(b"\n") for piece in TOKENIZER.pieces(ids)])
-    end_line = tuple(int(newlines[t]) + (ids[t] == TOKENIZER.eos_id) for t in end_token)
     labels = tuple(label for _, label in ends)
     kinds = tuple(LineKind.CODE if label else LineKind.COMMENT for label in labels)
     return LabelledResponse(
@@ -209,7 +207,6 @@ def labelled(text: str, *ends: tuple[str, int], **fields) -> LabelledResponse:
         | fields,
         ids=ids,
         end_token=end_token,
-        end_line=end_line,
         steps=PrefixLabels(kinds, labels, (0,) * len(labels), (0,) * len(labels)),
     )
 

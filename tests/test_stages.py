@@ -235,7 +235,6 @@ def response(n_steps: int, truth: int, ends_with_newline: bool) -> Response:
         ids=ids,
         passed=False,
         end_token=np.arange(n_steps),
-        end_line=np.arange(1, n_steps + 1),
         end_byte=np.arange(1, n_steps + 1),  # a byte a line
         kinds=(LineKind.CODE,) * n_steps,
         passes=np.zeros(n_steps, np.int64),

@@ -27,13 +27,14 @@ from prm_jax.sharding import (
     replicated,
 )
 from prm_jax.stages.probing import probe_sizes
+from prm_jax.stages.supervised import optimizer
 from prm_jax.steps.experience import make_experience, make_score
 from prm_jax.steps.ppo import make_critic_update, make_policy_update
 from prm_jax.steps.prefixes import prefix_programs
 from prm_jax.steps.prm import make_prm_step
 from prm_jax.steps.sample import Choice, sampling_program
 from prm_jax.steps.sft import make_sft_step
-from prm_jax.steps.state import abstract_state, adam, adamw_cosine
+from prm_jax.steps.state import abstract_state, adam
 from prm_jax.types import LabelBatch, PPOBatch, Rollout, Samples, TokenBatch
 
 STAGES = ("sft", "prm", "ppo", "sample")
@@ -151,14 +152,7 @@ def _adam(config: Config):
 
 
 def _supervised(parts: _Parts, section: Any, name: str, model: Any, params: Any, make, kind: type):
-    tx = adamw_cosine(
-        steps=max(section.steps, 1),
-        learning_rate=section.learning_rate,
-        warmup_steps=section.warmup_steps,
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_grad_norm,
-        moments=parts.config.model.moments,
-    )
+    tx = optimizer(section, parts.config.model)
     trained, frozen = split_trainable(params)
     state = abstract_state(trained, tx, parts.mesh)
     rows = parts.rows(f"{name}.batch_size", section.batch_size)

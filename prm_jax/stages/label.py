@@ -95,7 +95,7 @@ def make_response(
     """A judged response with its steps, about which nothing is known yet."""
     lines = run.lines(attempt.ids)
     end_token, kinds = step_ends(lines)
-    end_line = np.searchsorted(lines.end_token, end_token, side="right")
+    last_line = np.searchsorted(lines.end_token, end_token, side="right") - 1
     return Response(
         problem=problem,
         split=split,
@@ -103,8 +103,7 @@ def make_response(
         ids=attempt.ids,
         passed=attempt.passed,
         end_token=end_token,
-        end_line=end_line,
-        end_byte=lines.end_byte[end_line - 1],
+        end_byte=lines.end_byte[last_line],
         kinds=tuple(LineKind(kind) for kind in kinds),
         passes=np.zeros(len(kinds), np.int64),
         samples=np.zeros(len(kinds), np.int64),
@@ -155,7 +154,6 @@ def _row(response: Response, *, neutral_comments: bool) -> dict[str, Any]:
         "class": response_class(response.passed, response.m_star).name.lower(),
         "ids": list(response.ids),
         "end_token": response.end_token.tolist(),
-        "end_line": response.end_line.tolist(),
         "kinds": [kind.name.lower() for kind in found.kinds],
         "labels": list(found.labels),
         "passes": list(found.passes),
@@ -174,7 +172,6 @@ class LabelledResponse:
     response_class: str
     ids: tuple[int, ...]
     end_token: tuple[int, ...]
-    end_line: tuple[int, ...]
     steps: PrefixLabels
 
 
@@ -193,7 +190,6 @@ def read_labels(run: Run, name: Literal["labels", "repairs"] = "labels") -> list
                 response_class=row["class"],
                 ids=tuple(row["ids"]),
                 end_token=tuple(row["end_token"]),
-                end_line=tuple(row["end_line"]),
                 steps=PrefixLabels(
                     kinds=tuple(LineKind[kind.upper()] for kind in row["kinds"]),
                     labels=tuple(row["labels"]),

@@ -40,8 +40,7 @@ class Response:
     ids: tuple[int, ...]
     passed: bool
     end_token: np.ndarray  # [M], of each step
-    end_line: np.ndarray  # [M], how many physical lines each step's prefix has
-    end_byte: np.ndarray  # [M], how many bytes
+    end_byte: np.ndarray  # [M], how many bytes each step's prefix has
     kinds: tuple[LineKind, ...]
     passes: np.ndarray  # [M]
     samples: np.ndarray  # [M]

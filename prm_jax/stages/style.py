@@ -52,7 +52,7 @@ def renamed(problem: Problem) -> str:
     try:
         tree = ast.parse(program)
         tokens = list(tokenize.generate_tokens(io.StringIO(program).readline))
-    except (SyntaxError, ValueError, tokenize.TokenError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError, tokenize.TokenError):
         return problem.solution
     nodes = list(ast.walk(tree))
     own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
@@ -78,7 +78,14 @@ def style_probes(run: Run, score: Callable[..., list[np.ndarray]], threshold: fl
     comments left out; `mean_score` of the lines that were there before, and by how much it differs
     from that of the same programs as they were written (`mean_change`).
     """
-    problems = [p for p in run.problems.validation if p.solution.strip()][:PROBLEMS]
+    # A style may make a solution longer than a response; one that is longer by itself would make
+    # all rows as wide.
+    room = run.config.max_completion_tokens
+    problems = [
+        p
+        for p in run.problems.validation
+        if p.solution.strip() and len(_response(run, p, p.solution)) <= room
+    ][:PROBLEMS]
     found: dict[str, Any] = {}
     written: list[float] = []
     for rewrite in (None, *REWRITES):
@@ -117,8 +124,8 @@ def _scored(
         ends, kinds = step_ends(lines)
         by_token = {
             int(token): line.decode("utf-8", errors="replace").strip() in _ADDED
-            for token, line in zip(lines.end_token, lines.text, strict=True)
-            if line.strip()
+            for token, line, kind in zip(lines.end_token, lines.text, lines.kind, strict=True)
+            if kind != LineKind.BLANK
         }
         responses.append((ids, ends))
         code.append(kinds == LineKind.CODE)

@@ -8,7 +8,7 @@ import optax
 
 from prm_jax import hosts
 from prm_jax.checkpoint import Checkpoints
-from prm_jax.config import PRMConfig, SFTConfig
+from prm_jax.config import ModelConfig, PRMConfig, SFTConfig
 from prm_jax.metrics import Progress
 from prm_jax.model.lora import join, split_trainable
 from prm_jax.stages.run import Run
@@ -19,6 +19,18 @@ MakeStep = Callable[
     [optax.GradientTransformation, TrainState],
     Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
 ]
+
+
+def optimizer(config: SFTConfig | PRMConfig, model: ModelConfig) -> optax.GradientTransformation:
+    """The optimizer of a supervised stage."""
+    return adamw_cosine(
+        steps=max(config.steps, 1),
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        moments=model.moments,
+    )
 
 
 def fit(
@@ -35,14 +47,7 @@ def fit(
     `make_step(tx, shardings)` makes the compiled step; `batch_at(step)` is a batch that depends on
     nothing but its step, so that a resumed run goes on as if it had never stopped.
     """
-    tx = adamw_cosine(
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        moments=run.config.model.moments,
-    )
+    tx = optimizer(config, run.config.model)
     trained, frozen = split_trainable(params)
     state = new_state(trained, tx, run.mesh)
     del params, trained  # the state has copies of its own

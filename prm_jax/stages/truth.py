@@ -9,6 +9,7 @@ import numpy as np
 from prm_jax.config import Config, ConfigError
 from prm_jax.problems import first_error
 from prm_jax.problems.oracle import Asked
+from prm_jax.prompts import PLAN_CLOSES, PLAN_OPENS
 from prm_jax.rl.lines import Lines, step_ends
 from prm_jax.stages.run import Run
 from prm_jax.types import LineKind, Problem
@@ -81,4 +82,4 @@ def first_wrong_line(problem: Problem, asked: Asked, lines: Lines) -> int | None
 def plan_lines(block: bytes) -> list[str]:
     """What the lines of a plan say, its delimiters left out."""
     lines = [line.strip() for line in block.decode("utf-8", errors="replace").split("\n")]
-    return [line for line in lines if line and line not in ("<plan>", "</plan>")]
+    return [line for line in lines if line and f"{line}\n" not in (PLAN_OPENS, PLAN_CLOSES)]

@@ -42,10 +42,10 @@ from prm_jax.stages.evaluate import evaluate
 from prm_jax.stages.label import label
 from prm_jax.stages.opening import TOKENIZER, check_fit, make_run, with_architecture
 from prm_jax.stages.prm import prm
-from prm_jax.stages.rl import rl, rl_prm
+from prm_jax.stages.rl import check_outcome, rl, rl_prm
 from prm_jax.stages.run import Run, deciding, write_atomically
 from prm_jax.stages.sft import sft
-from prm_jax.stages.truth import reads_prm
+from prm_jax.stages.truth import check_source, reads_prm
 
 STAGES = ("sft", "rl", "label", "prm", "rl_prm", "evaluate", "report")
 NEEDS = {
@@ -243,6 +243,9 @@ def run_stages(arguments: Arguments) -> None:
         )
         run = make_run(config, workdir, mesh, sandbox, log)
         check_fit(run)
+        if "rl_prm" in stages:
+            check_outcome(run)
+            check_source(run)
         params = abstract_params(run.policy, mesh)
         write_atomically(workdir / "parameters.txt", parameter_table(params) + "\n")
         say(f"policy: {sum(x.size for x in jax.tree.leaves(params)):,} parameters")

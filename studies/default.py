@@ -6,7 +6,9 @@
 Every seed draws SFT, the baseline, labels and PRM anew. The arms that the question is about have
 five seeds; those that change one choice of labels, PRM or reward have three. Models, problems and
 PPO are those of configs/tiny.py, but held-out problems are as long as those of training, and labels
-and steps of the PRM are twice as many: with fewer it cannot tell new responses (LABBOOK.md).
+and steps of the PRM are twice as many: with fewer it cannot tell new responses (LABBOOK.md). Arms
+that change labels or PRM have a quarter of both, for time, and are to be compared with the arm
+`quarter`.
 """
 
 import dataclasses
@@ -26,6 +28,8 @@ SOME = (0, 1, 2)  # seeds of the arms that change one choice
 # A PRM arm samples, beside its own 6,400 rollouts, those of the baseline, 16,000 responses and some
 # 220,000 completions. PPO with a twentieth of these programs has twice the steps.
 TWENTIETH_OF_TOTAL_STEPS = 100
+# Of the responses and of the PRM's steps.
+QUARTER = {"label.prompts": 1_000, "prm.steps": 600}
 
 
 def _only_some(*arms: Arm) -> tuple[Arm, ...]:
@@ -47,6 +51,13 @@ BASELINES = (
         {"ppo.steps": TWENTIETH_OF_TOTAL_STEPS},
         measure="rl",
         about="PPO with a twentieth of the programs that labels and both runs of RL take",
+    ),
+    Arm(
+        "ppo_4x",
+        {"ppo.steps": 2 * TWENTIETH_OF_TOTAL_STEPS},
+        measure="rl",
+        seeds=SOME,
+        about="PPO with a tenth of them",
     ),
 )
 
@@ -105,42 +116,55 @@ CRITIC = _only_some(
 )
 
 LABELS = _only_some(
+    Arm("quarter", QUARTER, about="a quarter of the responses, a quarter of the PRM's steps"),
+    Arm(
+        "sixteenth",
+        {"label.prompts": 250, "prm.steps": 300},
+        about="a sixteenth of the responses, an eighth of the PRM's steps",
+    ),
     Arm(
         "commented",
-        {"label.neutral_comments": False},
-        about="comments labelled as any other line",
+        QUARTER | {"label.neutral_comments": False},
+        about="quarter; comments labelled as any other line",
     ),
     Arm(
         "completer_policy",
-        {"label.completer": "policy"},
-        about="completed by whoever wrote the response (paper)",
+        QUARTER | {"label.completer": "policy"},
+        about="quarter; completed by whoever wrote the response (paper)",
     ),
-    Arm("k4", {"label.samples_per_prefix": 4}, about="K = 4 completions per prefix"),
-    Arm("k20", {"label.samples_per_prefix": 20}, about="K = 20 (paper)"),
-    Arm(
-        "quarter_of_labels",
-        {"label.prompts": 1_000, "prm.steps": 600},
-        about="a quarter of the responses, a quarter of the PRM's steps",
-    ),
-    Arm("cool_labels", {"label.temperature": 0.6}, about="labelled at temperature 0.6"),
-    Arm("dense_search", {"label.search": "dense"}, about="every prefix probed"),
+    Arm("k4", QUARTER | {"label.samples_per_prefix": 4}, about="quarter; K = 4 per prefix"),
+    Arm("k20", QUARTER | {"label.samples_per_prefix": 20}, about="quarter; K = 20 (paper)"),
+    Arm("cool_labels", QUARTER | {"label.temperature": 0.6}, about="quarter; at temperature 0.6"),
+    Arm("dense_search", QUARTER | {"label.search": "dense"}, about="quarter; every prefix probed"),
     Arm(
         "soft_labels",
-        {"prm.target": "rate", "label.wave": 8},
-        about="shares of passing completions as targets",
+        QUARTER | {"prm.target": "rate", "label.wave": 8},
+        about="quarter; shares of passing completions as targets",
     ),
 )
 
 PRMS = _only_some(
-    Arm("repairs", {"prm.repairs": True}, about="completions that passed train the PRM as well"),
-    Arm("all_lines", {"prm.loss_on": "all"}, about="PRM's loss on all lines (paper)"),
-    Arm("outcome_model", {"prm.loss_on": "outcome"}, about="an outcome model for a PRM"),
-    Arm("full_data", {"prm.selection": "full"}, about="all labelled responses"),
-    Arm("medium_only", {"prm.selection": "medium_only"}, about="problems of medium difficulty"),
+    Arm("repairs", QUARTER | {"prm.repairs": True}, about="quarter; repairs train the PRM too"),
+    Arm(
+        "all_lines",
+        QUARTER | {"prm.loss_on": "all"},
+        about="quarter; PRM's loss on all lines (paper)",
+    ),
+    Arm(
+        "outcome_model",
+        QUARTER | {"prm.loss_on": "outcome"},
+        about="quarter; an outcome model for a PRM",
+    ),
+    Arm("full_data", QUARTER | {"prm.selection": "full"}, about="quarter; all labelled responses"),
+    Arm(
+        "medium_only",
+        QUARTER | {"prm.selection": "medium_only"},
+        about="quarter; problems of medium difficulty",
+    ),
     Arm(
         "revised_only",
-        {"prm.selection": "revised_only", "prm.loss_on": "all"},
-        about="Revised responses, loss on all lines (paper)",
+        QUARTER | {"prm.selection": "revised_only", "prm.loss_on": "all"},
+        about="quarter; Revised responses, loss on all lines (paper)",
     ),
 )
 

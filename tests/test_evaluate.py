@@ -92,7 +92,7 @@ def evaluated(monkeypatch, workdir, arms, first=0):
         tokenizer=SimpleNamespace(decode=lambda ids: "    return a"),
         prompts=None,
         problems=SimpleNamespace(
-            held_out={"test": problems[:3], "test_long": problems[3:]}, asked={}
+            held_out={"test": problems[:3], "test_long": problems[3:]}, validation=[], asked={}
         ),
         sandbox=None,
         log=None,

@@ -18,6 +18,7 @@ from prm_jax.rl.statistics import (
     first_error_report,
     pass_at_k,
     success_variance,
+    value_error,
 )
 
 
@@ -372,3 +373,34 @@ def test_empty_bins_are_nan_and_do_not_count():
 def test_calibration_refusals(score, success, bins, message):
     with pytest.raises(ValueError, match=message):
         calibration(np.array([score]), np.array([success]), bins=bins)
+
+
+# ----------------------------------------------------------------------------------- critic: error
+
+
+def test_value_error_by_hand():
+    # Means 3/4 and 1/4; each outcome row has a variance of 1/4 over 3, so the means' is 1/16.
+    outcomes = np.array([[1, 1, 1, 0], [0, 0, 1, 0]], bool)
+    found = value_error(np.array([1.25, 0.25]), outcomes)
+    np.testing.assert_allclose(found.rmse**2, (0.25 + 0) / 2 - 1 / 16)
+    np.testing.assert_allclose(found.rmse_of_mean**2, 1 / 8 - 1 / 16)
+    assert (found.bias, found.correlation) == (0.25, pytest.approx(1.0))
+
+
+def test_value_error_sees_through_the_noise_of_few_completions():
+    rng = np.random.default_rng(7)
+    p = rng.random(20_000)
+    outcomes = rng.random((20_000, 4)) < p[:, None]
+    assert value_error(p, outcomes).rmse < 0.03  # the means of four are off by 0.2
+    shifted = value_error(p + 0.3, outcomes)
+    np.testing.assert_allclose([shifted.rmse, shifted.bias], 0.3, atol=0.02)
+    np.testing.assert_allclose(shifted.rmse_of_mean, np.sqrt(1 / 12), atol=0.01)
+    constant = value_error(np.full(20_000, 0.5), outcomes)
+    np.testing.assert_allclose(constant.rmse, constant.rmse_of_mean, atol=0.01)
+    assert math.isnan(constant.correlation)
+
+
+@pytest.mark.parametrize("n, k", [(1, 4), (3, 1)])
+def test_value_error_refuses_what_has_no_variance(n, k):
+    with pytest.raises(ValueError, match="two prefixes"):
+        value_error(np.zeros(n), np.zeros((n, k)))

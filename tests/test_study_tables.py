@@ -13,10 +13,12 @@ from hypothesis.extra.numpy import arrays
 from test_study import ARMS, study
 
 from prm_jax.study import Arm
+from prm_jax.study.details import details
 from prm_jax.study.intervals import estimate
+from prm_jax.study.markdown import markdown
 from prm_jax.study.records import described
 from prm_jax.study.runs import study_runs
-from prm_jax.study.tables import SetTable, bad_lines, markdown, set_tables
+from prm_jax.study.tables import SetTable, bad_lines, set_tables
 
 SEEDS = (0, 1, 2)
 STUDY = study(
@@ -201,6 +203,15 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
 
     records = lines(PASSES)
     prm = {"first_error": {"exact": 0.7123, "f1": None}, "auc_within_problem": 0.8}
+    prm["by_step_of_rl_prm"] = {
+        step: {
+            "pass_rate": 0.1, "any_of_n": 0.6, "best_of_n": {"lowest": best, "last": None},
+            "auc_passed": None, "mean_score": {"passing": 0.5, "failing": -0.25},
+            "by_oracle": {"first_error": {"exact": 0.43}},
+        }
+        for step, best in (("13", 0.234), ("5", 0.345))
+    }  # fmt: skip
+    records[-1] |= {"critic": {"correlation": 0.87, "rmse": 0.19, "rmse_of_mean": 0.21}}
     records[-1] |= {"prm": prm, "labels": {"oracle_first_error_exact": 0.9}}
     records[-1] |= {"plans": {"plan_share": 0.321}}
     records[-1] |= {
@@ -210,12 +221,16 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
     table = set_table(STUDY, RUNS, records)
     assert table is not None
     text = markdown(STUDY, [table], bad)
-    page = write_study(tmp_path / "s.html", study=STUDY, tables=[table], bad=bad).read_text()
+    page = write_study(
+        tmp_path / "s.html", study=STUDY, tables=[table], details=[details(table.arms)], bad=bad
+    ).read_text()
     row = next(r for r in text.split("\n") if r.startswith("| dense | 3 × 2"))
     assert re.sub(" +", " ", row).startswith("| dense | 3 × 2 | 53.3 | 27.5 to 79.2 |")
     assert "| +3.3 |" in row
-    for shown in ("53.3", "27.5", "79.2", "+3.3", "+10.5", "0.71", "0.80", "0.90", "62.5", "32.1"):
+    numbers = "53.3 27.5 79.2 +3.3 +10.5 0.71 0.80 0.90 62.5 32.1 0.87 0.19 23.4 34.5 0.43 -0.25"
+    for shown in numbers.split():
         assert shown in page and shown in text, shown
+    assert text.index("| dense, 5 |") < text.index("| dense, 13 |")
     assert "n is seeds × problems" in text and "Student's t" in page and "bootstrap" in page
     assert "`sft` < `ppo`: yes, +30.0 points" in text
     assert "<script>" not in page and "<b>helps" not in page
@@ -226,5 +241,5 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
         and "dense 53.3" in drawn.attrib["aria-label"]
     )
     assert "var(" not in (tmp_path / "s-chains-test.svg").read_text()
-    empty = write_study(tmp_path / "e.html", study=STUDY, tables=[], bad=[]).read_text()
+    empty = write_study(tmp_path / "e.html", study=STUDY, tables=[], details=[], bad=[]).read_text()
     assert "No run is finished yet" in empty

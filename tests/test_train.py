@@ -254,6 +254,16 @@ def test_a_stage_without_what_it_needs_is_refused_before_any_work(tmp_path, caps
     assert not (tmp_path / "new").exists()
 
 
+def test_line_rewards_are_checked_where_they_are_paid(monkeypatch, tmp_path, capsys):
+    """Under partial credit those of the default could outweigh a test; the baseline pays none."""
+    ran = []
+    monkeypatch.setattr(train, "_run_stage", lambda stage, run: ran.append(stage))
+    for stages, code in (("sft,rl", 0), ("sft,rl,label,prm,rl_prm", 2)):
+        argv = ["--stages", stages, "--ppo.outcome=partial"]
+        assert train.main(command(tmp_path / f"{code}", *argv)[3:]) == code
+    assert ran == ["sft", "rl"] and "dense.lam_fail" in capsys.readouterr().err
+
+
 def test_bad_values_are_refused_by_name(tmp_path, capsys):
     for override, said in (
         ("--ppo.clip-low=-0.1", "ppo.clip_low"),

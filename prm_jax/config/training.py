@@ -304,9 +304,13 @@ class EvaluateConfig(Section):
     """Resamples of the problems for each interval."""
     confidence: float = 0.95
     """Of the intervals."""
+    inspect: int = 64
+    """Validation problems on which PRM and critics are held against what the trained policies do,
+    at most; 0: none."""
 
     def __post_init__(self):
         self._positive("samples", "bootstrap")
         self._not_negative("first", "temperature")
+        self._require("inspect", self.inspect == 0 or self.inspect > 1, "0 or at least 2")
         self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._require("confidence", 0 < self.confidence < 1, "between 0 and 1")

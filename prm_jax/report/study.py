@@ -11,11 +11,18 @@ from prm_jax.report import figures
 from prm_jax.report.templates import make_environment, read_css, write_page
 
 
-def write_study(path: Path, *, study: Any, tables: Sequence[Any], bad: Sequence[Any]) -> Path:
+def write_study(
+    path: Path,
+    *,
+    study: Any,
+    tables: Sequence[Any],
+    details: Sequence[Sequence[Any]],
+    bad: Sequence[Any],
+) -> Path:
     """Writes one self-contained page and returns its path; beside it, its drawings as files.
 
-    `study`, `tables` and `bad` are what prm_jax.study makes of its records: a Study, a SetTable for
-    every set of problems, and the lines of runs that failed or were cut short.
+    What prm_jax.study makes of its records: a Study, a SetTable for every set of problems, the
+    Details of each of them, and the lines of runs that failed or were cut short.
     """
     drawings = [seeds_and_interval(table) for table in tables]
     for table, drawing in zip(tables, drawings, strict=True):
@@ -27,7 +34,7 @@ def write_study(path: Path, *, study: Any, tables: Sequence[Any], bad: Sequence[
         .render(
             css=read_css(),
             study=study,
-            tables=list(zip(tables, drawings, strict=True)),
+            tables=list(zip(tables, drawings, details, strict=True)),
             bad=bad,
         )
     )

@@ -119,6 +119,50 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+# ------------------------------------------------------------------------------------ critic: error
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticError:
+    """A critic against the outcomes of completions; the first three are in units of outcome."""
+
+    rmse: float  # of the value of a prefix
+    rmse_of_mean: float  # of somebody who knows the mean of all prefixes alone
+    bias: float  # mean value less mean outcome
+    correlation: float  # of values with mean outcomes; NaN if one of them does not vary
+
+
+def value_error(
+    values: Real[np.ndarray, "N"], outcomes: Real[np.ndarray, "N K"] | Bool[np.ndarray, "N K"]
+) -> CriticError:
+    """How far a critic's values of N prefixes are from the expected outcomes, by K completions.
+
+    The mean m of K completions is itself off by a variance of s^2 / K, with s^2 that of the
+    outcomes of the prefix over K - 1; it is taken off both errors (unbiased; none is below 0):
+
+    rmse^2 = mean (v - m)^2 - mean s^2 / K
+
+    Raises ValueError unless there are two prefixes and two completions. Source: the value
+    prediction analysis of VinePPO, arXiv 2410.01679.
+    """
+    if min(outcomes.shape) < 2:
+        raise ValueError(
+            f"outcomes of shape {outcomes.shape} are not allowed: give those of at least two "
+            "prefixes, and of at least two completions of each"
+        )
+    _refuse_nan("values", values)
+    value, outcome = values.astype(np.float64), outcomes.astype(np.float64)
+    mean = outcome.mean(axis=1)
+    noise = (outcome.var(axis=1, ddof=1) / outcome.shape[1]).mean()
+    varies = np.ptp(value) > 0 and np.ptp(mean) > 0
+    return CriticError(
+        rmse=math.sqrt(max(((value - mean) ** 2).mean() - noise, 0.0)),
+        rmse_of_mean=math.sqrt(max(mean.var(ddof=1) - noise, 0.0)),
+        bias=float(value.mean() - mean.mean()),
+        correlation=float(np.corrcoef(value, mean)[0, 1]) if varies else math.nan,
+    )
+
+
 # ------------------------------------------------------------------------------------- PRM: ranking
 
 

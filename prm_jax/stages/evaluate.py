@@ -15,6 +15,7 @@ from prm_jax.metrics import Progress
 from prm_jax.rl.lines import Lines, step_ends
 from prm_jax.rl.statistics import bootstrap_interval, pass_at_k
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
+from prm_jax.stages.inspection import Inspection
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.label import LabelledResponse, read_labels
 from prm_jax.stages.plans import plan_sampling, plan_variance
@@ -36,6 +37,8 @@ def evaluate(run: Run) -> None:
     arms = [arm for arm in ARMS if run.done(arm) is not None]
     found: dict[str, dict[str, list[list[Attempt]]]] = {}
     plans: dict[str, dict[str, float | int | None]] = {}
+    critics: dict[str, dict[str, float | int | None]] = {}
+    drift: dict[str, dict[str, Any]] = {}
     config = run.config.evaluate
     # One for all arms: it is compiled once, and what one arm wrote is not run again for another.
     memo = Memo()
@@ -57,6 +60,13 @@ def evaluate(run: Run) -> None:
                 params = run.restore(f"{arm}/policy", run.policy)
                 problems = run.problems.validation
                 plans[arm] = plan_variance(run, of_plans, params, problems, journal, arm)
+        if config.inspect and len(run.problems.validation) > 1:
+            inspection = Inspection(run, memo, journal)
+            for arm in arms:
+                if hosts.first((run.workdir / arm / "critic").exists):
+                    critics[arm] = inspection.critic(arm)
+            if run.done("prm") is not None and "rl_prm" in arms:
+                drift = inspection.prm("rl_prm", run.restore("prm/model", run.scalar))
 
     results: dict[str, Any] = {
         "schema": 1,
@@ -76,6 +86,8 @@ def evaluate(run: Run) -> None:
             "temperature": config.temperature,
             "programs_generated": summary.get("programs_generated", 0),
         }
+        if arm in critics:
+            results["arms"][arm]["critic"] = critics[arm]
         if "exploration" in summary:
             results["arms"][arm]["exploration"] = summary["exploration"]
         if arm in plans:
@@ -92,6 +104,8 @@ def evaluate(run: Run) -> None:
             results["labels"] |= _oracle_agreement(run, train)
     if (prm := run.done("prm")) is not None:
         results["prm"] = prm["quality"] | {"style": prm.get("style", {})}
+        if drift:
+            results["prm"]["by_step_of_rl_prm"] = drift
         _write_scored(run, sets[main], {arm: found[arm][main] for arm in arms})
     write_atomically(run.workdir / "results.json", json.dumps(results, indent=2))
     run.finish("evaluate", {"arms": arms})

@@ -19,9 +19,7 @@ from prm_jax.problems import ProblemSets, data_folder, load_problems
 from prm_jax.prompts import Prompts, plan_block
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import batch_shards, count_parts
-from prm_jax.stages.rl import check_outcome
 from prm_jax.stages.run import Run
-from prm_jax.stages.truth import check_source
 from prm_jax.tokenizer import Tokenizer, TokenizerError
 from prm_jax.types import Problem
 
@@ -194,8 +192,6 @@ def check_fit(run: Run) -> None:
                 "plan for SFT to imitate; give its problem one (docs/problems.md), or set "
                 "sft.steps to 0 for a model that follows instructions"
             )
-    check_outcome(run)
-    check_source(run)
     for name, rows in (
         ("sft.batch_size", config.sft.batch_size),
         ("prm.batch_size", config.prm.batch_size),

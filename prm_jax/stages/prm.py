@@ -6,6 +6,7 @@ problems, labelled in the same way, judge it without ever training it.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -101,9 +102,25 @@ def _batch(run: Run, prompts: list[list[int]], responses: list[LabelledResponse]
 
 
 def step_scores(
-    run: Run, params: Any, problems: list[Problem], responses: list[tuple[tuple[int, ...], Any]]
+    run: Run,
+    params: Any,
+    problems: Sequence[Problem],
+    responses: Sequence[tuple[tuple[int, ...], Any]],
 ) -> list[np.ndarray]:
     """R at each step of each response, clipped to [-1, 1] as the reward clips it.
+
+    `responses` are (ids, end_token) pairs, one per problem.
+    """
+    return [np.clip(row, -1, 1) for row in scalars_at(run, params, problems, responses)]
+
+
+def scalars_at(
+    run: Run,
+    params: Any,
+    problems: Sequence[Problem],
+    responses: Sequence[tuple[tuple[int, ...], Any]],
+) -> list[np.ndarray]:
+    """What a PRM or a critic says after each of these tokens of a response; -1 is the prompt's end.
 
     `responses` are (ids, end_token) pairs, one per problem.
     """
@@ -117,7 +134,7 @@ def step_scores(
         rows = [prompt + list(ids) for prompt, (ids, _) in zip(prompts, chunk, strict=True)]
         rows += [rows[-1]] * (n_rows - len(rows))
         tokens, valid = hosts.place(right_pad(rows, run.tokenizer.pad_id), batch_sharding(run.mesh))
-        scores = np.clip(np.asarray(score(params, tokens, valid)), -1, 1)
+        scores = np.asarray(score(params, tokens, valid))
         for row, (prompt, (_, end_token)) in enumerate(zip(prompts, chunk, strict=True)):
             columns = len(prompt) + np.array(end_token, np.int64)
             found.append(scores[row, columns])
@@ -135,12 +152,13 @@ def judge_prm(run: Run, params: Any, responses: list[LabelledResponse]) -> dict[
     problems = [by_id[r.task_id] for r in responses]
     scores = step_scores(run, params, problems, [(r.ids, r.end_token) for r in responses])
     by_execution = [np.array(r.steps.labels, np.int64) for r in responses]
-    quality = _quality(responses, scores, by_execution)
+    tasks = [r.task_id for r in responses]
+    quality = quality_of(tasks, scores, by_execution)
     quality["by_checkpoint"] = {}
     for step in sorted({r.checkpoint for r in responses}):
         some = [i for i, r in enumerate(responses) if r.checkpoint == step]
-        found = _quality(
-            [responses[i] for i in some], [scores[i] for i in some], [by_execution[i] for i in some]
+        found = quality_of(
+            [tasks[i] for i in some], [scores[i] for i in some], [by_execution[i] for i in some]
         )
         del found["calibration"]  # its bins hold too few
         quality["by_checkpoint"][str(step)] = found
@@ -149,12 +167,12 @@ def judge_prm(run: Run, params: Any, responses: list[LabelledResponse]) -> dict[
             true_labels(run, problem, r.ids, passed=r.passed)[1].astype(np.int64)
             for problem, r in zip(problems, responses, strict=True)
         ]
-        quality["by_oracle"] = _quality(responses, scores, true)
+        quality["by_oracle"] = quality_of(tasks, scores, true)
     return quality
 
 
-def _quality(
-    responses: list[LabelledResponse], scores: list[np.ndarray], labels: list[np.ndarray]
+def quality_of(
+    task_ids: Sequence[str], scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     """What the scores of the responses' steps say of labels that they are held against.
 
@@ -166,13 +184,13 @@ def _quality(
     flat_scores = np.concatenate([s[c] for s, c in zip(scores, counted, strict=True)])
     flat_labels = np.concatenate([s[c] for s, c in zip(labels, counted, strict=True)])
     sizes = [int(c.sum()) for c in counted]
-    by_problem = np.repeat([r.task_id for r in responses], sizes)
-    by_response = np.repeat(np.arange(len(responses)), sizes)
+    by_problem = np.repeat(task_ids, sizes)
+    by_response = np.repeat(np.arange(len(task_ids)), sizes)
     within_problem, _ = auc_within_groups(flat_scores, flat_labels, by_problem.tolist())
     within_response, _ = auc_within_groups(flat_scores, flat_labels, by_response)
     table = calibration(flat_scores, (flat_labels + 1) / 2, CALIBRATION_BINS)
     return {
-        "n_responses": len(responses),
+        "n_responses": len(task_ids),
         "auc_within_problem": or_none(within_problem),
         "auc_within_response": or_none(within_response),
         "first_error": {

@@ -53,6 +53,7 @@ class Stream(IntEnum):
     EVALUATE = 11
     CRITIC_WARMUP = 12
     PLANS = 13
+    INSPECT = 14
 
 
 @dataclasses.dataclass(frozen=True)

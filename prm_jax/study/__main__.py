@@ -12,10 +12,12 @@ from prm_jax.config import ConfigError
 from prm_jax.metrics import say
 from prm_jax.report.study import write_study
 from prm_jax.study.arms import Study, load_study
+from prm_jax.study.details import details
+from prm_jax.study.markdown import markdown
 from prm_jax.study.records import finished, lines_of, read_records
 from prm_jax.study.runner import TRAIN, Runner, stopping_on_sigterm
 from prm_jax.study.runs import StudyRun, study_runs
-from prm_jax.study.tables import bad_lines, markdown, set_tables
+from prm_jax.study.tables import bad_lines, set_tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +152,13 @@ def write_page(study: Study, out: Path) -> None:
     tables = [table for runs in sets for table in set_tables(study, runs, records)]
     bad = bad_lines(study, [run for runs in sets for run in runs], records)
     (out / f"{study.name}.md").write_text(markdown(study, tables, bad), encoding="utf-8")
-    page = write_study(out / f"{study.name}.html", study=study, tables=tables, bad=bad)
+    page = write_study(
+        out / f"{study.name}.html",
+        study=study,
+        tables=tables,
+        details=[details(table.arms) for table in tables],
+        bad=bad,
+    )
     say(f"{study.name}: open {page}")
 
 

@@ -130,7 +130,7 @@ def outcome(run: StudyRun, workdir: Path) -> dict[str, Any]:
         "programs": programs(run, workdir),
         "versions": results["versions"],
     }
-    for name in ("exploration", "plans"):
+    for name in ("exploration", "plans", "critic"):
         if name in arm:
             found[name] = arm[name]
     if "test_long" in arm:

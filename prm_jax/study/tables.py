@@ -34,7 +34,8 @@ class ArmRow:
     programs: dict[str, float]  # means over seeds
     cpu_s: float | None  # of the last attempts, shared stages left out
     prm: dict[str, float]
-    training: dict[str, float]  # what the policy's rollouts solved, and what its plans decide
+    training: dict[str, float]  # what the rollouts solved, what plans decide, the critic's error
+    drift: dict[str, dict[str, float]]  # the PRM on the policy's checkpoints, by step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +127,7 @@ def _row(study: Study, name: str, about: str, by_arm: dict[str, dict[int, Record
         cpu_s=_mean([r["cpu_s"] for r in records]),
         prm=_means([_judged(r) for r in records]),
         training=_means([_trained(r) for r in records]),
+        drift=_drift(records),
     )
 
 
@@ -153,8 +155,36 @@ def _trained(record: Record) -> dict[str, float]:
     if (explored := record.get("exploration")) is not None:
         found["solved"] = explored["solved"] / max(explored["asked"], 1)
         found["solutions"] = explored["distinct_solutions"]
-    share = record.get("plans", {}).get("plan_share")
-    return found if share is None else found | {"plan_share": share}
+    critic = record.get("critic", {})
+    more = {
+        "plan_share": record.get("plans", {}).get("plan_share"),
+        "critic_correlation": critic.get("correlation"),
+        "critic_rmse": critic.get("rmse"),
+        "critic_rmse_of_mean": critic.get("rmse_of_mean"),
+    }
+    return found | {name: value for name, value in more.items() if value is not None}
+
+
+def _drift(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Means over seeds of what the PRM says of the policy's checkpoints, by step."""
+    by_step: dict[str, list[dict[str, float]]] = {}
+    for record in records:
+        for step, found in record.get("prm", {}).get("by_step_of_rl_prm", {}).items():
+            oracle = found.get("by_oracle", {})
+            values = {
+                "pass_rate": found["pass_rate"],
+                "lowest": found["best_of_n"]["lowest"],
+                "last": found["best_of_n"]["last"],
+                "any_of_n": found["any_of_n"],
+                "auc_passed": found["auc_passed"],
+                "passing": found["mean_score"]["passing"],
+                "failing": found["mean_score"]["failing"],
+                "exact_by_oracle": oracle.get("first_error", {}).get("exact"),
+                "auc_by_oracle": oracle.get("auc_within_problem"),
+            }
+            kept = {name: value for name, value in values.items() if value is not None}
+            by_step.setdefault(step, []).append(kept)
+    return {step: _means(some) for step, some in by_step.items()}
 
 
 def _paired(study: Study, ours: dict[int, Record], theirs: dict[int, Record]) -> Estimate | None:
@@ -181,152 +211,3 @@ def _means(tables: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each entry over the tables that have it."""
     names = dict.fromkeys(name for table in tables for name in table)
     return {n: math.fsum(v) / len(v) for n in names if (v := [t[n] for t in tables if n in t])}
-
-
-# ----------------------------------------------------------------------------------------- Markdown
-
-
-def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) -> str:
-    """The tables as Markdown."""
-    level = f"{100 * study.confidence:g} %"
-    parts = [f"# Study {study.name}", study.about] if study.about else [f"# Study {study.name}"]
-    parts.append(
-        f"Seeds redraw {'the whole pipeline' if study.redraw == 'all' else 'RL only'}. Means over "
-        f"seeds of pass@1 in %; n is seeds × problems. *By seeds*: {level} interval by Student's t "
-        f"over seeds. *Seeds and problems*: {level} percentiles of a bootstrap that resamples "
-        f"both. Differences to `{study.baseline}` are paired by seed and problem."
-    )
-    for table in tables:
-        parts.append(f"## {table.name}")
-        parts.append(
-            _table(
-                ("arm", "n", "pass@1", "by seeds", "seeds and problems", "greedy", "longer",
-                 f"less {study.baseline}", "by seeds", "programs", "executed", "CPU-s"),
-                [_cells(arm) for arm in table.arms],
-            )
-        )  # fmt: skip
-        if table.ordering:
-            parts.append("Expected order, beyond two standard errors over seeds:")
-            parts.append("\n".join(f"- {_said(step)}" for step in table.ordering))
-        parts.append(
-            _table(
-                ("arm", *(f"{h} lines" for h in table.horizons)),
-                [
-                    (arm.name, *(_percent(arm.by_horizon.get(h)) for h in table.horizons))
-                    for arm in table.arms
-                ],
-            )
-        )
-        parts.append(
-            _table(
-                ("arm", *(f"seed {seed}" for seed in table.seeds)),
-                [
-                    (arm.name, *(_percent(arm.by_seed.get(seed)) for seed in table.seeds))
-                    for arm in table.arms
-                ],
-            )
-        )
-        judged = [arm for arm in table.arms if arm.prm]
-        if judged:
-            parts.append(
-                _table(
-                    ("labels and PRM", *PRM_COLUMNS.values()),
-                    [
-                        (arm.name, *(_decimal(arm.prm.get(name)) for name in PRM_COLUMNS))
-                        for arm in judged
-                    ],
-                )
-            )
-        trained = [arm for arm in table.arms if arm.training]
-        if trained:
-            parts.append(
-                _table(
-                    ("training", *TRAINING_COLUMNS.values()),
-                    [
-                        (
-                            arm.name,
-                            _percent(arm.training.get("solved")),
-                            _count(arm.training.get("solutions")),
-                            _percent(arm.training.get("plan_share")),
-                        )
-                        for arm in trained
-                    ],
-                )
-            )
-    if bad:
-        parts.append("## Runs that failed or were cut short")
-        parts.append("\n".join(f"- `{r['run']}`: {r['status']}, {r['error']}" for r in bad))
-    return "\n\n".join(parts) + "\n"
-
-
-PRM_COLUMNS = {
-    "labels_exact": "labels: first error as the oracle",
-    "exact": "PRM: exact",
-    "exact_by_oracle": "exact by the oracle",
-    "too_early": "too early",
-    "too_late": "too late",
-    "f1": "first-error F1",
-    "auc": "AUC in problem",
-    "ece": "ECE",
-    "completions_per_label": "completions per label",
-}
-
-
-TRAINING_COLUMNS = {
-    "solved": "problems asked and ever solved, %",
-    "solutions": "different solutions",
-    "plan_share": "of the variance of success by plans, %",
-}
-
-
-def _cells(arm: ArmRow) -> tuple[str, ...]:
-    e, d = arm.pass_at_1, arm.difference
-    if e is None:
-        return (arm.name, "0", *["–"] * 10)
-    return (
-        arm.name,
-        f"{e.seeds} × {e.problems}",
-        _percent(e.value),
-        _interval(e.low, e.high),
-        _interval(e.bootstrap_low, e.bootstrap_high),
-        _percent(arm.greedy),
-        _percent(arm.long),
-        "–" if d is None else f"{100 * d.value:+.1f}",
-        "–" if d is None else _interval(d.low, d.high, sign="+"),
-        f"{arm.programs['generated']:,.0f}",
-        f"{arm.programs['executed']:,.0f}",
-        "–" if arm.cpu_s is None else f"{arm.cpu_s:,.0f}",
-    )
-
-
-def _said(step: Step) -> str:
-    names = f"`{step.lower}` < `{step.upper}`"
-    if step.difference is None or step.holds is None:
-        return f"{names}: not known, fewer than two seeds have both"
-    d = step.difference
-    assert d.standard_error is not None
-    error = f"standard error {100 * d.standard_error:.1f}"
-    return f"{names}: {'yes' if step.holds else 'no'}, {100 * d.value:+.1f} points, {error}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
-
-
-def _decimal(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _interval(low: float | None, high: float | None, sign: str = "") -> str:
-    if low is None or high is None:
-        return "–"
-    return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"

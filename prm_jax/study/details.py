@@ -1,0 +1,127 @@
+"""The tables of a study beyond pass@1: labels, PRM, training, the PRM on a policy as it moves."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from prm_jax.study.tables import ArmRow
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    field: str
+    title: str
+    show: Callable[[float | None], str] = decimal
+
+
+@dataclasses.dataclass(frozen=True)
+class DetailRow:
+    name: str
+    values: tuple[float | None, ...]
+    shown: tuple[str, ...]  # the values as text
+
+
+@dataclasses.dataclass(frozen=True)
+class Detail:
+    """A table with a row for an arm, or for a checkpoint of it; means over seeds."""
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[DetailRow]
+
+
+_PRM = (
+    _Column("labels_exact", "labels: first error as the oracle"),
+    _Column("exact", "PRM: exact"),
+    _Column("exact_by_oracle", "exact by the oracle"),
+    _Column("too_early", "too early"),
+    _Column("too_late", "too late"),
+    _Column("f1", "first-error F1"),
+    _Column("auc", "AUC in problem"),
+    _Column("ece", "ECE"),
+    _Column("completions_per_label", "completions per label"),
+)
+_TRAINING = (
+    _Column("solved", "problems asked and ever solved, %", percent),
+    _Column("solutions", "different solutions", count),
+    _Column("plan_share", "of the variance of success by plans, %", percent),
+    _Column("critic_correlation", "critic: correlation with outcomes"),
+    _Column("critic_rmse", "its error"),
+    _Column("critic_rmse_of_mean", "error of the mean"),
+)
+_DRIFT = (
+    _Column("pass_rate", "pass, %", percent),
+    _Column("lowest", "best of 8 by lowest score, %", percent),
+    _Column("last", "by last score, %", percent),
+    _Column("any_of_n", "any of 8, %", percent),
+    _Column("auc_passed", "AUC of passing"),
+    _Column("passing", "mean score, passing"),
+    _Column("failing", "failing"),
+    _Column("exact_by_oracle", "first error exact by the oracle"),
+    _Column("auc_by_oracle", "AUC in problem by the oracle"),
+)
+
+
+def details(arms: Sequence[ArmRow]) -> list[Detail]:
+    """The tables that have rows."""
+    found = [
+        _detail(
+            "labels and PRM",
+            "Labels held against the oracle, and the PRM against labels of validation responses. "
+            "Means over seeds.",
+            _PRM,
+            [(arm.name, arm.prm) for arm in arms if arm.prm],
+        ),
+        _detail(
+            "training",
+            "What the rollouts of training solved, what the policy's plans decide, and the last "
+            "critic against completions from the same prefixes. Means over seeds.",
+            _TRAINING,
+            [(arm.name, arm.training) for arm in arms if arm.training],
+        ),
+        _detail(
+            "PRM on the policy, by step",
+            "Responses of each checkpoint of the arm's policy to validation problems, and what the "
+            "PRM says of them. Means over seeds.",
+            _DRIFT,
+            [
+                (f"{arm.name}, {step}", arm.drift[step])
+                for arm in arms
+                for step in sorted(arm.drift, key=int)
+            ],
+        ),
+    ]
+    return [detail for detail in found if detail.rows]
+
+
+def _detail(
+    title: str,
+    caption: str,
+    columns: Sequence[_Column],
+    rows: Sequence[tuple[str, Mapping[str, float]]],
+) -> Detail:
+    return Detail(
+        title,
+        caption,
+        tuple(column.title for column in columns),
+        [
+            DetailRow(
+                name,
+                tuple(values.get(column.field) for column in columns),
+                tuple(column.show(values.get(column.field)) for column in columns),
+            )
+            for name, values in rows
+        ],
+    )

@@ -1,0 +1,97 @@
+"""The tables of a study as Markdown."""
+
+from collections.abc import Sequence
+
+from prm_jax.study.arms import Study
+from prm_jax.study.details import details, percent
+from prm_jax.study.tables import ArmRow, Record, SetTable, Step
+
+
+def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) -> str:
+    """The tables as Markdown."""
+    level = f"{100 * study.confidence:g} %"
+    parts = [f"# Study {study.name}", study.about] if study.about else [f"# Study {study.name}"]
+    parts.append(
+        f"Seeds redraw {'the whole pipeline' if study.redraw == 'all' else 'RL only'}. Means over "
+        f"seeds of pass@1 in %; n is seeds × problems. *By seeds*: {level} interval by Student's t "
+        f"over seeds. *Seeds and problems*: {level} percentiles of a bootstrap that resamples "
+        f"both. Differences to `{study.baseline}` are paired by seed and problem."
+    )
+    for table in tables:
+        parts.append(f"## {table.name}")
+        parts.append(
+            _table(
+                ("arm", "n", "pass@1", "by seeds", "seeds and problems", "greedy", "longer",
+                 f"less {study.baseline}", "by seeds", "programs", "executed", "CPU-s"),
+                [_cells(arm) for arm in table.arms],
+            )
+        )  # fmt: skip
+        if table.ordering:
+            parts.append("Expected order, beyond two standard errors over seeds:")
+            parts.append("\n".join(f"- {_said(step)}" for step in table.ordering))
+        parts.append(
+            _table(
+                ("arm", *(f"{h} lines" for h in table.horizons)),
+                [
+                    (arm.name, *(percent(arm.by_horizon.get(h)) for h in table.horizons))
+                    for arm in table.arms
+                ],
+            )
+        )
+        parts.append(
+            _table(
+                ("arm", *(f"seed {seed}" for seed in table.seeds)),
+                [
+                    (arm.name, *(percent(arm.by_seed.get(seed)) for seed in table.seeds))
+                    for arm in table.arms
+                ],
+            )
+        )
+        for detail in details(table.arms):
+            rows = [(row.name, *row.shown) for row in detail.rows]
+            parts.append(_table((detail.title, *detail.columns), rows))
+    if bad:
+        parts.append("## Runs that failed or were cut short")
+        parts.append("\n".join(f"- `{r['run']}`: {r['status']}, {r['error']}" for r in bad))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(arm: ArmRow) -> tuple[str, ...]:
+    e, d = arm.pass_at_1, arm.difference
+    if e is None:
+        return (arm.name, "0", *["–"] * 10)
+    return (
+        arm.name,
+        f"{e.seeds} × {e.problems}",
+        percent(e.value),
+        _interval(e.low, e.high),
+        _interval(e.bootstrap_low, e.bootstrap_high),
+        percent(arm.greedy),
+        percent(arm.long),
+        "–" if d is None else f"{100 * d.value:+.1f}",
+        "–" if d is None else _interval(d.low, d.high, sign="+"),
+        f"{arm.programs['generated']:,.0f}",
+        f"{arm.programs['executed']:,.0f}",
+        "–" if arm.cpu_s is None else f"{arm.cpu_s:,.0f}",
+    )
+
+
+def _said(step: Step) -> str:
+    names = f"`{step.lower}` < `{step.upper}`"
+    if step.difference is None or step.holds is None:
+        return f"{names}: not known, fewer than two seeds have both"
+    d = step.difference
+    assert d.standard_error is not None
+    error = f"standard error {100 * d.standard_error:.1f}"
+    return f"{names}: {'yes' if step.holds else 'no'}, {100 * d.value:+.1f} points, {error}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _interval(low: float | None, high: float | None, sign: str = "") -> str:
+    if low is None or high is None:
+        return "–"
+    return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"

@@ -1,0 +1,154 @@
+"""PRM and critics against what policies do: what is sampled, and what is made of it."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from characters import Characters
+from test_stage_wiring import CHAIN, RIGHT, WRONG_2, problem, run_with
+
+from prm_jax.checkpoint import Checkpoints
+from prm_jax.config import Config, EvaluateConfig
+from prm_jax.rl.lines import step_ends
+from prm_jax.stages import inspection as stage
+from prm_jax.stages.attempts import Attempt
+from prm_jax.stages.inspection import COMPLETIONS, RESPONSES, Inspection
+from prm_jax.types import Problem
+
+TOKENIZER = Characters()
+LINES = "ab\nc\ndef"  # steps end at tokens 1, 2 and, with the EOS, 6
+
+
+class Sampling:
+    """Writes `texts[problem]` from each prompt; completions of a prefix pass as `passes` says."""
+
+    texts: dict[str, list[str]] = {}
+    asked: list[tuple] = []
+
+    def __init__(self, run, memo, *, samples, temperature):
+        assert temperature == run.config.ppo.temperature
+        self.samples = samples
+
+    def run(self, params, starts, key, journal, name):
+        starts = list(starts)
+        Sampling.asked.append((params, key, name, [s.problem.task_id for s in starts], starts))
+        if self.samples == COMPLETIONS:
+            return [[attempt("", i < len(s.prefix)) for i in range(COMPLETIONS)] for s in starts]
+        return [
+            [attempt(text, text in (RIGHT, "pass")) for text in self.texts[s.problem.task_id]]
+            for s in starts
+        ]
+
+
+def attempt(text: str, passed: bool) -> Attempt:
+    return Attempt(TOKENIZER.response(text), "passed" if passed else "failed", True, 1)
+
+
+def inspected(monkeypatch, workdir, texts, scalars, asked=None):
+    """An inspection of policies at steps 2 and 4, and the responses that it wants scores of."""
+    monkeypatch.setattr(stage, "Sampling", Sampling)
+    monkeypatch.setattr(Sampling, "texts", texts)
+    monkeypatch.setattr(Sampling, "asked", [])
+    monkeypatch.setattr(stage, "scalars_at", scalars)
+    for arm in ("rl", "rl_prm"):
+        with Checkpoints(workdir / arm / "policy") as policies:
+            for step in (2, 4):
+                policies.save(step, {"x": jnp.zeros(1)})
+    run = run_with(
+        Config(evaluate=EvaluateConfig(inspect=2)),
+        workdir=workdir,
+        problems=SimpleNamespace(
+            validation=[problem(task) for task in [*texts, "left out"]], asked=asked or {}
+        ),
+        restore=lambda kind, model, step=None: (kind, step),
+        key=lambda *numbers: tuple(int(n) for n in numbers),
+        policy=None,
+        scalar=None,
+    )
+    return Inspection(run, None, None)  # type: ignore[arg-type]
+
+
+def test_each_checkpoint_is_asked_and_the_prm_chooses(monkeypatch, tmp_path):
+    texts = {"p": ["pass", "no"] * 4, "q": ["no"] * RESPONSES}
+
+    def scores(run, params, problems: list[Problem], responses):
+        """The PRM likes what passes at its last step, and dislikes the first steps of all."""
+        assert params == "prm" and len(problems) == 2 * RESPONSES
+        found = []
+        for ids, ends in responses:
+            assert ends.tolist() == [len(ids) - 1]  # one line, with its EOS
+            found.append(np.array([3.0 if TOKENIZER.decode(ids) == "pass" else -0.5]))
+        return found
+
+    found = inspected(monkeypatch, tmp_path, texts, scores).prm("rl_prm", "prm")
+    assert [(params, name, tasks) for params, _, name, tasks, _ in Sampling.asked] == [
+        (("rl_prm/policy", step), f"rl_prm/respond/{step}", ["p", "q"]) for step in (2, 4)
+    ]
+    assert len({key for _, key, *_ in Sampling.asked}) == 2
+    assert found["2"] == found["4"] == {
+        "responses": 16,
+        "pass_rate": 0.25,
+        "any_of_n": 0.5,
+        "best_of_n": {"lowest": 0.5, "last": 0.5},
+        "auc_passed": 1.0,
+        "mean_score": {"passing": 1.0, "failing": -0.5},  # clipped, as rewards are
+    }  # fmt: skip
+
+
+def test_the_lowest_score_and_the_last_can_choose_otherwise(monkeypatch, tmp_path):
+    texts = {"p": ["a\npass", "b\nno", *[""] * 6], "q": ["b\nno", *[""] * 7]}
+
+    def scores(run, params, problems, responses):
+        """Of p, the one that passes ends well after a bad beginning; an empty one has no step."""
+        rows = {"a\npass": [-0.9, 0.9], "b\nno": [0.2, 0.1]}
+        return [np.array(rows.get(TOKENIZER.decode(ids), [])) for ids, _ in responses]
+
+    inspection = inspected(monkeypatch, tmp_path, texts, scores)
+    monkeypatch.setattr(Attempt, "passed", property(lambda a: TOKENIZER.decode(a.ids) == "a\npass"))
+    found = inspection.prm("rl_prm", "prm")["2"]
+    assert found["best_of_n"] == {"lowest": 0.0, "last": 0.5}
+    # Its lowest score is above those of the six without a step and below that of b.
+    assert found["auc_passed"] == pytest.approx(6 / 7)
+    assert found["mean_score"] == {"passing": pytest.approx(0.0), "failing": pytest.approx(0.15)}
+
+
+def test_the_oracle_says_where_the_errors_are(monkeypatch, tmp_path):
+    texts = {"p": [WRONG_2] * 7 + [RIGHT], "q": [RIGHT] * 8}
+
+    def scores(run, params, problems, responses):
+        """Sees the second line of a wrong program, and nothing wrong in a right one."""
+        wrong = [TOKENIZER.decode(ids) == WRONG_2 for ids, _ in responses]
+        return [np.array([0.5, -0.5 if w else 0.5, 0.5]) for w in wrong]
+
+    asked = {"p": CHAIN, "q": CHAIN}
+    found = inspected(monkeypatch, tmp_path, texts, scores, asked).prm("rl", "prm")["4"]
+    report = found["by_oracle"]["first_error"]
+    assert (report["n_error"], report["exact"], report["acc_ok"]) == (7, 1.0, 1.0)
+    assert "calibration" not in found["by_oracle"]
+
+
+def test_a_critic_is_held_against_completions_from_the_same_prefix(monkeypatch, tmp_path):
+    texts = {"p": [LINES] * RESPONSES, "q": [LINES] * RESPONSES}
+    places = []
+
+    def values(run, params, problems, responses):
+        assert params == ("rl/critic", None) and [p.task_id for p in problems] == ["p", "q"]
+        places.extend(responses)
+        # As many of 16 completions pass as the prefix has tokens.
+        return [(end + 1) / COMPLETIONS + 0.25 for _, end in responses]
+
+    found = inspected(monkeypatch, tmp_path, texts, values).critic("rl")
+    (_, _, name, _, _), (params, _, completing, _, starts) = Sampling.asked
+    assert (name, completing) == ("rl/respond/4", "rl/complete/4")
+    assert params == ("rl/policy", None)
+    ids = TOKENIZER.response(LINES)
+    ends = step_ends(run_with(Config()).lines(ids))[0]
+    for start, (whole, end) in zip(starts, places, strict=True):
+        assert whole == ids and start.prefix == ids[: end[0] + 1]
+        assert end[0] in (-1, *ends[:-1])  # nothing follows the last step
+    means = np.array([len(start.prefix) for start in starts]) / COMPLETIONS
+    noise = (means * (1 - means) / (COMPLETIONS - 1)).mean()
+    assert found["bias"] == pytest.approx(0.25)
+    assert found["rmse"] == pytest.approx(np.sqrt(0.25**2 - noise))
+    assert (found["prefixes"], found["completions"]) == (2, COMPLETIONS)

@@ -116,6 +116,10 @@ attempt() { # one training; sets $status to the worst worker's, or to '' when th
     while read -r each; do
         if ((status == 75 && each > 0 || each != 75 && each > status)); then status=$each; fi
     done <"$scratch/ends"
+    # JAX ends the others with 134 when worker 0 is gone. It is, if it did not say how it ended.
+    if ((status == 134)) && ! grep -q '^\[worker 0\] prm_jax.train ended' "$scratch/log"; then
+        status=255
+    fi
 }
 
 hoped='ACTIVE|SERVICE|e30= READY'

@@ -41,6 +41,13 @@ if flaky:
 def life():
     return world["lives"][world["life"]] if world["exists"] else {"queue": ["//"]}
 
+def kill_trainings(workers):
+    for pid in root.glob(f"{workers}/prm_jax_runs/*/*pid"):
+        try:
+            os.killpg(int(pid.read_text()), 9)
+        except ProcessLookupError:
+            pass
+
 if verb == "queued-resources list" and not any(a.startswith("--filter") for a in argv):
     print("NAME ZONE STATE")
 elif verb == "queued-resources list":
@@ -65,11 +72,7 @@ elif verb == "queued-resources create":
     save()
 elif verb in ("queued-resources delete", "tpu-vm delete"):
     import shutil
-    for pid in root.glob("worker-*/prm_jax_runs/*/*pid"):
-        try:
-            os.killpg(int(pid.read_text()), 9)
-        except ProcessLookupError:
-            pass
+    kill_trainings("worker-*")
     for home in homes:
         shutil.rmtree(home, ignore_errors=True)
     (root / "training").unlink(missing_ok=True)
@@ -96,6 +99,13 @@ elif verb == "tpu-vm ssh":
         for process in running:
             process.kill()
         running = start()
+    if world.pop("loses_worker_0", False):  # the machine: its training and its connection
+        while len(list(root.glob("worker-*/trained-*"))) < len(homes):
+            time.sleep(0.05)
+        running[0].kill()
+        kill_trainings("worker-0")
+        save()
+        running.reverse()  # the others' exit status is there first
     statuses = [process.wait() for process in running]
     sys.exit(next((status for status in statuses if status), 0))
 elif argv[0] == "storage":

@@ -333,6 +333,17 @@ def test_a_connection_that_never_was_is_tried_again(world):
     assert len(world.trained(0)) == 1
 
 
+def test_a_slice_that_lost_host_0_goes_on_and_a_crash_there_does_not(world):
+    """JAX ends the other hosts with 134 either way; a lost host does not say how it ended."""
+    world.up(READY, loses_worker_0=True).trainings(["until stopped", 0], [134, 0])
+    told = world.run("run.sh", *DEMO)
+    assert told.returncode == 0 and "exit status 255: the same command again" in told.stderr
+    assert [len(world.trained(worker)) for worker in (0, 1)] == [2, 2]
+    world.trainings([134], [134])
+    assert world.run("run.sh", *DEMO).returncode == 134
+    assert [len(world.trained(worker)) for worker in (0, 1)] == [3, 3]
+
+
 @pytest.mark.parametrize(
     "spot, bucket, loss",
     [

@@ -71,8 +71,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         )
     # Linen's activations carry constraints, which need Auto axes; the default became Explicit.
     types = (AxisType.Auto,) * len(AXES)
-    # GPUs have a slice_index too, one for each host or group of links.
-    slices = len({d.slice_index if d.platform == "tpu" else 0 for d in devices})
+    # GPUs have a slice_index too, one for each host or group of links; TPUs of one slice may not.
+    slices = len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})
     if slices == 1:
         return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
     if sizes["data"] % slices:

@@ -39,11 +39,18 @@ def _only_some(*arms: Arm) -> tuple[Arm, ...]:
 BASELINES = (
     Arm("sft", measure="sft", about="imitates solved problems"),
     Arm("ppo", measure="rl", about="PPO on unit tests"),
-    Arm("partial", {"ppo.outcome": "partial"}, measure="rl", about="credit for passed tests"),
+    Arm(
+        "partial",
+        {"ppo.outcome": "partial"},
+        measure="rl",
+        seeds=SOME,
+        about="credit for passed tests",
+    ),
     Arm(
         "grpo",
         {"ppo.advantage": "group", "ppo.samples_per_prompt": 8},
         measure="rl",
+        seeds=SOME,
         about="group baseline, no critic",
     ),
     Arm(
@@ -69,6 +76,7 @@ PROCESS = (
     Arm(
         "perfect_both",
         {"dense.source": "oracle", "value_init": True},
+        seeds=SOME,
         about="the same, and the critic from the PRM",
     ),
 )
@@ -183,6 +191,7 @@ def get_study() -> Study:
         seeds=(0, 1, 2, 3, 4),
         baseline="ppo",
         ordering=("sft", "ppo", "dense", "perfect"),
+        priced=("ppo", "ppo_longer", "ppo_4x", "sixteenth", "quarter", "dense"),
         arms=(*BASELINES, *PROCESS, *REWARDS, *CRITIC, *LABELS, *PRMS),
         about="PPO on unit tests with and without process supervision, and one choice at a time.",
     )

@@ -393,6 +393,23 @@ def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
     assert "looked at before" in capsys.readouterr().err
 
 
+def test_a_study_without_final_problems_shares_the_file_with_one_that_looked(tmp_path, log):
+    arguments = [
+        "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),
+        "--workdirs", str(tmp_path / "runs"), "--arms", "sft",
+    ]  # fmt: skip
+    assert main(arguments, FAKE) == 0 and main([*arguments, "--final"], FAKE) == 0
+    path = study_file(tmp_path)
+    path.write_text(path.read_text().replace("name='small'", "name='none', config=no_final()"))
+    path.write_text(path.read_text() + "from test_study import no_final\n")
+    assert main(arguments, FAKE) == 0
+    assert "chains/final" not in (tmp_path / "results/none.md").read_text()
+
+
+def no_final() -> Config:
+    return with_settings(BASE, {"problems.chains.final": 0})
+
+
 def other() -> Config:
     return with_settings(BASE, {"ppo.kl_coef": 0.3})
 

@@ -1,5 +1,6 @@
 """The tables of a study: intervals against numbers by hand, pairs, and the page."""
 
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_study import ARMS, study
 
+from prm_jax.config import ConfigError
 from prm_jax.study import Arm
 from prm_jax.study.details import details
 from prm_jax.study.intervals import estimate
@@ -241,5 +243,26 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
         and "dense 53.3" in drawn.attrib["aria-label"]
     )
     assert "var(" not in (tmp_path / "s-chains-test.svg").read_text()
+    assert not (tmp_path / "s-chains-test-price.svg").exists()
     empty = write_study(tmp_path / "e.html", study=STUDY, tables=[], details=[], bad=[]).read_text()
     assert "No run is finished yet" in empty
+
+
+def test_arms_are_drawn_against_the_programs_that_they_took(tmp_path):
+    from prm_jax.report.study import write_study
+
+    priced = dataclasses.replace(STUDY, priced=("ppo", "dense", "sft"))
+    records = lines(PASSES)
+    for record in records:
+        labelled = record["arm"] == "dense"
+        programs = {"sft": 0, "ppo": 6_400, "dense": 250_000}[record["arm"]]
+        record["programs"] = {"generated": programs, "executed": 9, "completions": 3 * labelled}
+    (table,) = set_tables(priced, RUNS, records)
+    shown = {"tables": [table], "details": [[]], "bad": []}
+    page = write_study(tmp_path / "s.html", study=priced, **shown).read_text()
+    drawn = ElementTree.parse(tmp_path / "s-chains-test-price.svg").getroot()
+    said = drawn.attrib["aria-label"]
+    assert "ppo 50.0 % for 6,400 programs; dense 53.3 % for 250,000 programs" in said
+    assert "sft" not in said and said.split(": ")[1].strip(".") in page
+    with pytest.raises(ConfigError, match="priced = 'pp' is no arm"):
+        dataclasses.replace(STUDY, priced=("pp",))

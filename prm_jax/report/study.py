@@ -24,10 +24,13 @@ def write_study(
     What prm_jax.study makes of its records: a Study, a SetTable for every set of problems, the
     Details of each of them, and the lines of runs that failed or were cut short.
     """
-    drawings = [seeds_and_interval(table) for table in tables]
-    for table, drawing in zip(tables, drawings, strict=True):
-        name = f"{path.stem}-{table.name.replace('/', '-')}.svg"
-        write_page(path.with_name(name), figures.standalone(drawing, read_css()))
+    drawings = []
+    for table in tables:
+        named = {"": seeds_and_interval(table), "-price": price(table, study.priced)}
+        drawings.append({end: drawing for end, drawing in named.items() if drawing is not None})
+        for end, drawing in drawings[-1].items():
+            name = f"{path.stem}-{table.name.replace('/', '-')}{end}.svg"
+            write_page(path.with_name(name), figures.standalone(drawing, read_css()))
     html = (
         make_environment()
         .get_template("study.html")
@@ -67,3 +70,42 @@ def seeds_and_interval(table: Any) -> Markup:
     name = "seeds-" + table.name
     svg = figures.drawing(name, (560, 60 + 24 * len(rows)), draw)
     return figures.described(svg, f"pass@1 by arm: {'; '.join(said)}.")
+
+
+def price(table: Any, arms: Sequence[str]) -> Markup | None:
+    """pass@1 against all programs that an arm took, with the interval by seeds; None without two.
+
+    The arms that train on unit tests alone, which are the ones without labels, are one line.
+    """
+    rows = [
+        arm
+        for arm in table.arms
+        if arm.name in arms and arm.pass_at_1 is not None and arm.programs["generated"]
+    ]
+    if len(rows) < 2:
+        return None
+    rows.sort(key=lambda arm: arm.programs["generated"])
+    said = []
+
+    def draw(axes: Axes) -> None:
+        for labelled, kind in ((False, "rl"), (True, "rl_prm")):
+            some = [arm for arm in rows if bool(arm.programs.get("completions")) == labelled]
+            x = [arm.programs["generated"] for arm in some]
+            y = [100 * arm.pass_at_1.value for arm in some]
+            color, marker = figures.COLORS[kind], figures.MARKERS[kind]
+            axes.plot(x, y, color=color, ls=figures.LINES[kind], marker=marker, ms=6, lw=1.6)
+            for arm, at, value in zip(some, x, y, strict=True):
+                e = arm.pass_at_1
+                if e.low is not None:
+                    axes.plot([at, at], [100 * e.low, 100 * e.high], color=color, lw=1, alpha=0.6)
+                axes.annotate(
+                    arm.name, (at, value), xytext=(7, -12), textcoords="offset points", fontsize=10
+                )
+                said.append(f"{arm.name} {value:.1f} % for {at:,.0f} programs")
+        axes.set_xscale("log")
+        axes.margins(x=0.18)
+        axes.set_xlabel("programs generated, all in all")
+        axes.set_ylabel("pass@1, %")
+
+    svg = figures.drawing("price-" + table.name, (560, 320), draw)
+    return figures.described(svg, f"pass@1 by programs generated: {'; '.join(said)}.")

@@ -112,6 +112,7 @@ def _chosen(study: Study, arguments: Arguments) -> Study:
                 names.add(arm.shares)
         changes["arms"] = tuple(arm for arm in study.arms if arm.name in names)
         changes["ordering"] = tuple(name for name in study.ordering if name in names)
+        changes["priced"] = tuple(name for name in study.priced if name in names)
     return dataclasses.replace(study, **changes)
 
 
@@ -147,7 +148,7 @@ def write_page(study: Study, out: Path) -> None:
     """Writes OUT/NAME.html and OUT/NAME.md from OUT/runs.jsonl alone."""
     records = read_records(out / "runs.jsonl")
     sets = [study_runs(study)]
-    if any(r["set"].endswith("/final") for r in records):
+    if any(r["study"] == study.name and r["set"].endswith("/final") for r in records):
         sets.append(study_runs(study, final=True))
     tables = [table for runs in sets for table in set_tables(study, runs, records)]
     bad = bad_lines(study, [run for runs in sets for run in runs], records)

@@ -53,6 +53,8 @@ class Study:
     """Evaluate at temperature 0 as well."""
     ordering: tuple[str, ...] = ()
     """Arms that are expected to get better in this order; the page says whether they do."""
+    priced: tuple[str, ...] = ()
+    """Arms whose pass@1 is drawn against all programs that they took."""
     confidence: float = 0.95
     """Of the intervals."""
     about: str = ""
@@ -74,7 +76,8 @@ class Study:
             raise ConfigError(f"redraw = {self.redraw!r} is not allowed: it must be all or rl")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence = {self.confidence} must lie between 0 and 1")
-        for field, name in [("baseline", self.baseline), *(("ordering", n) for n in self.ordering)]:
+        named = {"baseline": (self.baseline,), "ordering": self.ordering, "priced": self.priced}
+        for field, name in [(field, name) for field, some in named.items() for name in some]:
             if name not in names:
                 raise ConfigError(f"{field} = {name!r} is no arm; {_nearest(name, names)}")
         for i, arm in enumerate(self.arms):

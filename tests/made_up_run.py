@@ -48,6 +48,20 @@ def made_up_arms(rng):
         value = arms[arm]["pass_at_1"]["value"] - arms["rl"]["pass_at_1"]["value"]
         low, high = value - 0.048, value + 0.051
         arms[arm]["difference_to_rl"] = {"value": value, "low": low, "high": high, "n": 200}
+    for arm, more in (("rl", 0), ("rl_prm", 1)):
+        arms[arm]["exploration"] = {
+            "problems": 4000, "asked": 1701 + more, "solved": 803 + more,
+            "distinct_solutions": 2911 + more,
+        }  # fmt: skip
+        arms[arm]["critic"] = {
+            "prefixes": 64, "completions": 16, "rmse": 0.1531 + more / 9, "bias": -0.0313 * more,
+            "rmse_of_mean": 0.2417 + more / 7, "correlation": 0.8125 - more / 6,
+        }  # fmt: skip
+        arms[arm]["plans"] = {
+            "problems": 63, "plans_per_problem": 4, "programs_per_plan": 5,
+            "pass_rate": 0.5219 + more / 8, "between_problems": 0.0611, "between_plans": 0.0713,
+            "within_plans": 0.1131 + more / 9, "plan_share": 0.3866 - more / 9,
+        }  # fmt: skip
     return arms
 
 
@@ -86,6 +100,21 @@ def made_up_results(rng):
             },
             "calibration": bins,
             "ece": 0.0473,
+            "style": {
+                style: {"n": 60 + i, "accused": 0.1234 + i / 9, "mean_score": 0.4321 - i / 3,
+                        "mean_change": -0.1717 * i}
+                for i, style in enumerate(("as_written", "commented"))
+            },
+            "by_step_of_rl_prm": {
+                str(step): {
+                    "responses": 512 + step, "pass_rate": 0.2113 + share,
+                    "best_of_n": {"lowest": 0.3314 + share, "last": 0.3021 + share},
+                    "any_of_n": 0.4417 + share, "auc_passed": 0.7119 + share,
+                    "mean_score": {"passing": 0.6612 - share, "failing": -0.2115 - share},
+                    "by_oracle": {"first_error": {"exact": 0.5513 + share}},
+                }
+                for step, share in ((10, 0.0), (20, 0.0877))
+            },
         },
     }  # fmt: skip
 

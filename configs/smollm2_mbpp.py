@@ -64,5 +64,5 @@ def get_config() -> Config:
             checkpoint_every=6,
             selection="full",  # of 32 responses none can be spared
         ),
-        evaluate=EvaluateConfig(first=48, samples=1, temperature=0.0),
+        evaluate=EvaluateConfig(first=48, samples=1, temperature=0.0, inspect=0),
     )

@@ -4,11 +4,11 @@
     python -m prm_jax.study --study studies/default.py --final    # once, when nothing will change
 
 Every seed draws SFT, the baseline, labels and PRM anew. The arms that the question is about have
-five seeds; those that change one choice of labels, PRM or reward have three. Models, problems and
-PPO are those of configs/tiny.py, but held-out problems are as long as those of training, and labels
-and steps of the PRM are twice as many: with fewer it cannot tell new responses (LABBOOK.md). Arms
-that change labels or PRM have a quarter of both, for time, and are to be compared with the arm
-`quarter`.
+five seeds; those that change one choice, and PPO without labels in other ways, have three. Models,
+problems and PPO are those of configs/tiny.py, but held-out problems are as long as those of
+training, and labels and steps of the PRM are twice as many: with fewer it cannot tell new responses
+(LABBOOK.md). Arms that change labels or PRM have a quarter of both, for time, and are to be
+compared with the arm `quarter`.
 """
 
 import dataclasses

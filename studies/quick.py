@@ -31,7 +31,7 @@ def get_study() -> Study:
         ppo=PPOConfig(steps=50),
         dense=DenseConfig(source="oracle"),
         label=LabelConfig(checkpoints=1),
-        evaluate=EvaluateConfig(samples=5),
+        evaluate=EvaluateConfig(samples=5, inspect=0),
     )
     return Study(
         name="quick",

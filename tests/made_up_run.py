@@ -54,7 +54,7 @@ def made_up_arms(rng):
             "distinct_solutions": 2911 + more,
         }  # fmt: skip
         arms[arm]["critic"] = {
-            "prefixes": 64, "completions": 16, "rmse": 0.1531 + more / 9, "bias": -0.0313 * more,
+            "prefixes": 64, "completions": 16, "rmse": 0.1531 + more / 9,
             "rmse_of_mean": 0.2417 + more / 7, "correlation": 0.8125 - more / 6,
         }  # fmt: skip
         arms[arm]["plans"] = {
@@ -107,7 +107,8 @@ def made_up_results(rng):
             },
             "by_step_of_rl_prm": {
                 str(step): {
-                    "responses": 512 + step, "pass_rate": 0.2113 + share,
+                    "responses": 512 + step, "responses_per_problem": 6 + step,
+                    "pass_rate": 0.2113 + share,
                     "best_of_n": {"lowest": 0.3314 + share, "last": 0.3021 + share},
                     "any_of_n": 0.4417 + share, "auc_passed": 0.7119 + share,
                     "mean_score": {"passing": 0.6612 - share, "failing": -0.2115 - share},

@@ -379,25 +379,34 @@ def test_calibration_refusals(score, success, bins, message):
 
 
 def test_value_error_by_hand():
-    # Means 3/4 and 1/4; each outcome row has a variance of 1/4 over 3, so the means' is 1/16.
-    outcomes = np.array([[1, 1, 1, 0], [0, 0, 1, 0]], bool)
-    found = value_error(np.array([1.25, 0.25]), outcomes)
-    np.testing.assert_allclose(found.rmse**2, (0.25 + 0) / 2 - 1 / 16)
-    np.testing.assert_allclose(found.rmse_of_mean**2, 1 / 8 - 1 / 16)
-    assert (found.bias, found.correlation) == (0.25, pytest.approx(1.0))
+    # Means 3/4, 1/4, 1/4. Each row of outcomes has a variance of 1/4, so a mean is off by 1/16.
+    # Means have a variance of 1/12, so expected outcomes have 1/48. Of values 2, 1, 0 it is 1, and
+    # the covariance with the means is 1/4; 1/4 / sqrt(1/48) is above 1.
+    outcomes = np.array([[1, 1, 1, 0], [0, 0, 1, 0], [1, 0, 0, 0]], bool)
+    found = value_error(np.array([2.0, 1.0, 0.0]), outcomes)
+    assert (found.correlation, found.rmse) == (1.0, 0.0)
+    np.testing.assert_allclose(found.rmse_of_mean**2, 1 / 48)
+    # Values 0, 9, 0 have a variance of 27 and a covariance of -3/4: -3/4 / sqrt(27/48) is -1.
+    np.testing.assert_allclose(value_error(np.array([0.0, 9.0, 0.0]), outcomes).correlation, -1.0)
+    # Of values 0, 1, 3 the variance is 7/3, and the covariance -1/3.
+    found = value_error(np.array([0.0, 1.0, 3.0]), outcomes)
+    correlation = -1 / 3 / np.sqrt(7 / 3 / 48)
+    assert correlation < -1 and found.correlation == -1  # noise alone can do that, with so few
+    same = value_error(np.ones(3), outcomes)
+    assert math.isnan(same.correlation) and same.rmse == same.rmse_of_mean
 
 
-def test_value_error_sees_through_the_noise_of_few_completions():
+@pytest.mark.parametrize("a, b", [(1, 1), (2, 8)])
+def test_value_error_sees_through_the_noise_of_few_completions(a, b):
     rng = np.random.default_rng(7)
-    p = rng.random(20_000)
-    outcomes = rng.random((20_000, 4)) < p[:, None]
-    assert value_error(p, outcomes).rmse < 0.03  # the means of four are off by 0.2
-    shifted = value_error(p + 0.3, outcomes)
-    np.testing.assert_allclose([shifted.rmse, shifted.bias], 0.3, atol=0.02)
-    np.testing.assert_allclose(shifted.rmse_of_mean, np.sqrt(1 / 12), atol=0.01)
-    constant = value_error(np.full(20_000, 0.5), outcomes)
-    np.testing.assert_allclose(constant.rmse, constant.rmse_of_mean, atol=0.01)
-    assert math.isnan(constant.correlation)
+    p = rng.beta(a, b, 50_000)
+    outcomes = rng.random((50_000, 4)) < p[:, None]
+    found = value_error(0.3 + 2 * p, outcomes)  # shifted and scaled
+    np.testing.assert_allclose(found.correlation, 1, atol=0.02)
+    np.testing.assert_allclose(found.rmse_of_mean, p.std(), rtol=0.02)
+    noisy = value_error(p + rng.normal(0, p.std(), p.shape), outcomes)
+    np.testing.assert_allclose(noisy.correlation, np.sqrt(0.5), atol=0.02)
+    np.testing.assert_allclose(noisy.rmse, p.std() * np.sqrt(0.5), rtol=0.03)
 
 
 @pytest.mark.parametrize("n, k", [(1, 4), (3, 1)])

@@ -2,18 +2,23 @@
 
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from characters import Characters
-from test_stage_wiring import CHAIN, RIGHT, WRONG_2, problem, run_with
+from test_stage_wiring import CHAIN, ONE, RIGHT, WRONG_2, problem, run_with
 
 from prm_jax.checkpoint import Checkpoints
-from prm_jax.config import Config, EvaluateConfig
+from prm_jax.config import Config, EvaluateConfig, ModelConfig
+from prm_jax.model.heads import ScalarModel
+from prm_jax.model.score import state_values
 from prm_jax.rl.lines import step_ends
+from prm_jax.sharding import init_params
 from prm_jax.stages import inspection as stage
 from prm_jax.stages.attempts import Attempt
 from prm_jax.stages.inspection import COMPLETIONS, RESPONSES, Inspection
+from prm_jax.stages.prm import scalars_at
 from prm_jax.types import Problem
 
 TOKENIZER = Characters()
@@ -51,12 +56,15 @@ def inspected(monkeypatch, workdir, texts, scalars, asked=None):
     monkeypatch.setattr(Sampling, "texts", texts)
     monkeypatch.setattr(Sampling, "asked", [])
     monkeypatch.setattr(stage, "scalars_at", scalars)
+    monkeypatch.setattr(
+        stage, "step_scores", lambda *a: [np.clip(row, -1, 1) for row in scalars(*a)]
+    )
     for arm in ("rl", "rl_prm"):
         with Checkpoints(workdir / arm / "policy") as policies:
             for step in (2, 4):
                 policies.save(step, {"x": jnp.zeros(1)})
     run = run_with(
-        Config(evaluate=EvaluateConfig(inspect=2)),
+        Config(seed=2, evaluate=EvaluateConfig(inspect=2)),
         workdir=workdir,
         problems=SimpleNamespace(
             validation=[problem(task) for task in [*texts, "left out"]], asked=asked or {}
@@ -74,7 +82,7 @@ def test_each_checkpoint_is_asked_and_the_prm_chooses(monkeypatch, tmp_path):
 
     def scores(run, params, problems: list[Problem], responses):
         """The PRM likes what passes at its last step, and dislikes the first steps of all."""
-        assert params == "prm" and len(problems) == 2 * RESPONSES
+        assert params == "prm" and len(problems) == 2 * 2 * RESPONSES
         found = []
         for ids, ends in responses:
             assert ends.tolist() == [len(ids) - 1]  # one line, with its EOS
@@ -88,6 +96,7 @@ def test_each_checkpoint_is_asked_and_the_prm_chooses(monkeypatch, tmp_path):
     assert len({key for _, key, *_ in Sampling.asked}) == 2
     assert found["2"] == found["4"] == {
         "responses": 16,
+        "responses_per_problem": 8,
         "pass_rate": 0.25,
         "any_of_n": 0.5,
         "best_of_n": {"lowest": 0.5, "last": 0.5},
@@ -147,8 +156,29 @@ def test_a_critic_is_held_against_completions_from_the_same_prefix(monkeypatch, 
     for start, (whole, end) in zip(starts, places, strict=True):
         assert whole == ids and start.prefix == ids[: end[0] + 1]
         assert end[0] in (-1, *ends[:-1])  # nothing follows the last step
+    assert len({len(start.prefix) for start in starts}) > 1  # drawn for each problem
+    # Values follow the shares that pass, shifted.
+    assert found["correlation"] == 1.0 and found["rmse"] == 0.0
     means = np.array([len(start.prefix) for start in starts]) / COMPLETIONS
     noise = (means * (1 - means) / (COMPLETIONS - 1)).mean()
-    assert found["bias"] == pytest.approx(0.25)
-    assert found["rmse"] == pytest.approx(np.sqrt(0.25**2 - noise))
+    assert found["rmse_of_mean"] == pytest.approx(np.sqrt(max(means.var(ddof=1) - noise, 0)))
     assert (found["prefixes"], found["completions"]) == (2, COMPLETIONS)
+
+
+def test_a_scalar_at_the_end_of_the_prompt_is_the_value_of_the_first_token():
+    config = Config(
+        model=ModelConfig(layers=1, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=32),
+        device_batch=2,
+    )
+    scalar = ScalarModel(config.model, vocab_size=TOKENIZER.vocab_size)
+    params = init_params(scalar, ONE, jax.random.key(3))
+    params["head"] = jax.tree.map(lambda x: x + 1, params["head"])  # it begins with zeros
+    run = run_with(config, scalar=scalar)
+    problems, ids = [problem("p", "ab"), problem("q", "abcd")], TOKENIZER.response("x\ny")
+    found = scalars_at(run, params, problems, [(ids, np.array([-1, 0, len(ids) - 1]))] * 2)  # type: ignore[arg-type]
+    for asked, row in zip(problems, found, strict=True):
+        whole = jnp.array([[*TOKENIZER.encode(asked.prompt), *ids]])
+        values = state_values(scalar, params, whole, jnp.ones_like(whole, bool))[0]
+        first = len(asked.prompt)
+        np.testing.assert_allclose(row[:2], values[first : first + 2], rtol=1e-5)
+    assert np.ptp([row[0] for row in found]) > 0

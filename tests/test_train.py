@@ -70,7 +70,10 @@ def arrays(checkpoint: Path) -> dict[str, np.ndarray]:
     }
 
 
-KILL_WHEN = ("sft/state/200", "rl/state/2", "label/journal.jsonl", "prm/state/4", "rl_prm/state/1")
+KILL_WHEN = (
+    "sft/state/200", "rl/state/2", "label/journal.jsonl", "prm/state/4", "rl_prm/state/1",
+    "evaluate/rl_prm.jsonl",  # what follows holds PRM and critics against the policies
+)  # fmt: skip
 
 
 def test_a_run_killed_at_any_moment_ends_with_the_same_numbers(whole, tmp_path, environment):
@@ -114,9 +117,11 @@ def test_results_hold_what_the_documentation_says(whole):
             explored = arm["exploration"]
             assert 0 < explored["solved"] <= explored["asked"] <= explored["problems"] == 24
             assert explored["solved"] <= explored["distinct_solutions"]
-    assert [name for name in found["arms"] if "exploration" in found["arms"][name]] == [
-        "rl", "rl_prm",
-    ]  # fmt: skip
+    for name in ("exploration", "critic"):
+        assert [arm for arm in found["arms"] if name in found["arms"][arm]] == ["rl", "rl_prm"]
+    assert found["arms"]["rl"]["critic"]["prefixes"] == 4
+    assert found["prm"]["by_step_of_rl_prm"].keys() == {"2", "4"}
+    assert all(row["responses"] == 32 for row in found["prm"]["by_step_of_rl_prm"].values())
     cost = json.loads((whole / "results.json").read_text())["label_cost"]
     assert cost["responses"] == 48 and cost["executions"] <= cost["completions"]
     assert cost["completions"] % 2 == 0  # whole waves

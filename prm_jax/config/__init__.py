@@ -64,7 +64,7 @@ class Config(Section):
     """C: a response is cut off after this many tokens."""
     device_batch: int = 256
     """Responses to read at once outside of PPO's rollouts, for sampling or the PRM's scores: fewer
-    need less memory."""
+    need less memory, but no fewer than the responses to one prompt."""
     decode_rows: int = 32
     """Responses that are being written at once, in PPO's rollouts too: one that ends makes room for
     the next. A CPU is at its best with few rows, an accelerator with as many as fit."""

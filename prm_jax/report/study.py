@@ -75,7 +75,7 @@ def seeds_and_interval(table: Any) -> Markup:
 def price(table: Any, arms: Sequence[str]) -> Markup | None:
     """pass@1 against all programs that an arm took, with the interval by seeds; None without two.
 
-    The arms that train on unit tests alone, which are the ones without labels, are one line.
+    Arms of stage `rl`, on unit tests alone, are one line, and those of `rl_prm` another.
     """
     rows = [
         arm
@@ -88,12 +88,13 @@ def price(table: Any, arms: Sequence[str]) -> Markup | None:
     said = []
 
     def draw(axes: Axes) -> None:
-        for labelled, kind in ((False, "rl"), (True, "rl_prm")):
-            some = [arm for arm in rows if bool(arm.programs.get("completions")) == labelled]
+        for kind in ("rl", "rl_prm"):
+            some = [arm for arm in rows if arm.measure == kind]
             x = [arm.programs["generated"] for arm in some]
             y = [100 * arm.pass_at_1.value for arm in some]
             color, marker = figures.COLORS[kind], figures.MARKERS[kind]
-            axes.plot(x, y, color=color, ls=figures.LINES[kind], marker=marker, ms=6, lw=1.6)
+            style = {"color": color, "ls": figures.LINES[kind], "marker": marker, "ms": 6}
+            axes.plot(x, y, lw=1.6, label=figures.ARMS[kind], **style)
             for arm, at, value in zip(some, x, y, strict=True):
                 e = arm.pass_at_1
                 if e.low is not None:
@@ -103,6 +104,7 @@ def price(table: Any, arms: Sequence[str]) -> Markup | None:
                 )
                 said.append(f"{arm.name} {value:.1f} % for {at:,.0f} programs")
         axes.set_xscale("log")
+        axes.legend(frameon=False, loc="best")
         axes.margins(x=0.18)
         axes.set_xlabel("programs generated, all in all")
         axes.set_ylabel("pass@1, %")

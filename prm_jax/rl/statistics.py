@@ -124,26 +124,29 @@ def bootstrap_interval(
 
 @dataclasses.dataclass(frozen=True)
 class CriticError:
-    """A critic against the outcomes of completions; the first three are in units of outcome."""
+    """How well values of prefixes, shifted and scaled at will, tell the outcomes to expect."""
 
-    rmse: float  # of the value of a prefix
-    rmse_of_mean: float  # of somebody who knows the mean of all prefixes alone
-    bias: float  # mean value less mean outcome
-    correlation: float  # of values with mean outcomes; NaN if one of them does not vary
+    correlation: float  # with the expected outcome; NaN if one of the two does not vary
+    rmse: float  # of the best straight line, in units of outcome
+    rmse_of_mean: float  # of somebody who knows no more than the mean of all prefixes
 
 
 def value_error(
     values: Real[np.ndarray, "N"], outcomes: Real[np.ndarray, "N K"] | Bool[np.ndarray, "N K"]
 ) -> CriticError:
-    """How far a critic's values of N prefixes are from the expected outcomes, by K completions.
+    """How well a critic's values v of N prefixes tell the expected outcomes q, by K completions.
 
-    The mean m of K completions is itself off by a variance of s^2 / K, with s^2 that of the
-    outcomes of the prefix over K - 1; it is taken off both errors (unbiased; none is below 0):
+    The mean m of a prefix's completions is off by a variance of s^2 / K, with s^2 that of its
+    outcomes over K - 1. That is taken off, so that few completions make no critic look worse:
 
-    rmse^2 = mean (v - m)^2 - mean s^2 / K
+    var q = var m - mean s^2 / K,  correlation = cov(v, m) / sqrt(var v var q)
+    rmse_of_mean^2 = var q,  rmse^2 = var q (1 - correlation^2)
 
-    Raises ValueError unless there are two prefixes and two completions. Source: the value
-    prediction analysis of VinePPO, arXiv 2410.01679.
+    A critic also expects what is no outcome: the KL penalty, line rewards, partial credit. Where
+    these are much alike for all prefixes, or follow the outcome, they change none of the three.
+
+    Raises ValueError unless there are two prefixes and two completions. VinePPO (arXiv 2410.01679)
+    compares critics with completions; the correction is the classical one for attenuation.
     """
     if min(outcomes.shape) < 2:
         raise ValueError(
@@ -154,12 +157,16 @@ def value_error(
     value, outcome = values.astype(np.float64), outcomes.astype(np.float64)
     mean = outcome.mean(axis=1)
     noise = (outcome.var(axis=1, ddof=1) / outcome.shape[1]).mean()
-    varies = np.ptp(value) > 0 and np.ptp(mean) > 0
+    expected = max(mean.var(ddof=1) - noise, 0.0)
+    scale = math.sqrt(value.var(ddof=1) * expected)
+    correlation = math.nan
+    if scale > 0:
+        correlation = float(np.clip(np.cov(value, mean)[0, 1] / scale, -1, 1))
+    unexplained = 1.0 if math.isnan(correlation) else 1 - correlation**2
     return CriticError(
-        rmse=math.sqrt(max(((value - mean) ** 2).mean() - noise, 0.0)),
-        rmse_of_mean=math.sqrt(max(mean.var(ddof=1) - noise, 0.0)),
-        bias=float(value.mean() - mean.mean()),
-        correlation=float(np.corrcoef(value, mean)[0, 1]) if varies else math.nan,
+        correlation=correlation,
+        rmse=math.sqrt(expected * unexplained),
+        rmse_of_mean=math.sqrt(expected),
     )
 
 

@@ -1,8 +1,8 @@
 """PRM and critics held against what the trained policies do, on validation problems.
 
-A PRM learns from the baseline's responses and then pays a policy that moves away from them: its
-scores are compared with outcomes at each checkpoint that PPO left. A critic says what is still to
-come: it is compared with the mean outcome of completions from the same prefix.
+A PRM learns from the baseline's responses, and `rl_prm` moves away from them: its scores are
+compared with outcomes at each checkpoint that PPO left. A critic says what is still to come: it is
+compared with the mean outcome of completions from the same prefix.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from prm_jax.rl.lines import step_ends
 from prm_jax.rl.statistics import auc_within_groups, best_of_n, value_error
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
-from prm_jax.stages.prm import or_none, quality_of, scalars_at
+from prm_jax.stages.prm import or_none, quality_of, scalars_at, step_scores
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.truth import true_labels
 from prm_jax.types import Problem
@@ -47,26 +47,25 @@ class Inspection:
         responses that pass and fail; and where there is an oracle, what `prm.quality` has.
         """
         run, problems = self._run, self._problems
-        policies = run.workdir / f"{arm}/policy"
-        with Checkpoints(policies) as checkpoints:
+        with Checkpoints(run.workdir / f"{arm}/policy") as checkpoints:
             steps = checkpoints.steps()
-        found = {}
-        for step in steps:
-            rows = self._responses(arm, step)
-            asked = [problem for problem in problems for _ in range(RESPONSES)]
-            attempts = [attempt for row in rows for attempt in row]
-            ends = [step_ends(run.lines(attempt.ids))[0] for attempt in attempts]
-            responses = [(a.ids, end) for a, end in zip(attempts, ends, strict=True)]
-            scores = [np.clip(s, -1, 1) for s in scalars_at(run, params, asked, responses)]
-            found[str(step)] = _judged(run, asked, attempts, scores)
-        return found
+        asked = [problem for problem in problems for _ in range(RESPONSES)]
+        by_step = [[a for row in self._responses(arm, step) for a in row] for step in steps]
+        attempts = [attempt for some in by_step for attempt in some]
+        responses = [(a.ids, step_ends(run.lines(a.ids))[0]) for a in attempts]
+        # All at once: what scores them is compiled once.
+        scores = step_scores(run, params, asked * len(steps), responses)
+        n = len(asked)
+        return {
+            str(step): _judged(run, asked, some, scores[i * n : (i + 1) * n])
+            for i, (step, some) in enumerate(zip(steps, by_step, strict=True))
+        }
 
     def critic(self, arm: str) -> dict[str, float | int | None]:
         """The critic that an arm ends with against completions by the policy that it ends with.
 
         One prefix of one response to each problem, drawn evenly from the prompt and the ends of its
-        steps; the mean outcome of `COMPLETIONS` from there (`value_error`). Line rewards, which a
-        critic expects as well where they are paid, are no part of that.
+        steps, and whether `COMPLETIONS` from there pass (`value_error`).
         """
         run, problems = self._run, self._problems
         with Checkpoints(run.workdir / f"{arm}/policy") as checkpoints:
@@ -90,17 +89,16 @@ class Inspection:
         return {
             "prefixes": len(starts),
             "completions": COMPLETIONS,
+            "correlation": or_none(error.correlation),
             "rmse": or_none(error.rmse),
             "rmse_of_mean": or_none(error.rmse_of_mean),
-            "bias": or_none(error.bias),
-            "correlation": or_none(error.correlation),
         }
 
     def _responses(self, arm: str, step: int) -> list[list[Attempt]]:
         run = self._run
         params = run.restore(f"{arm}/policy", run.policy, step)
         starts = [Start(problem) for problem in self._problems]
-        key = run.key(Stream.INSPECT, step)
+        key = run.key(Stream.INSPECT, step, 0)
         return self._responding.run(params, starts, key, self._journal, f"{arm}/respond/{step}")
 
 
@@ -112,12 +110,13 @@ def _judged(
 ) -> dict[str, Any]:
     """What the scores of all steps say of these responses, `RESPONSES` to each problem in turn."""
     passed = np.array([attempt.passed for attempt in attempts])
-    lowest = np.array([s.min(initial=1.0) if len(s) else NO_STEP for s in scores])
+    lowest = np.array([s.min() if len(s) else NO_STEP for s in scores])
     last = np.array([s[-1] if len(s) else NO_STEP for s in scores])
     tasks = [problem.task_id for problem in problems]
     grid = (-1, RESPONSES)
     found: dict[str, Any] = {
         "responses": len(attempts),
+        "responses_per_problem": RESPONSES,
         "pass_rate": float(passed.mean()),
         "any_of_n": float(passed.reshape(grid).any(axis=1).mean()),
         "best_of_n": {

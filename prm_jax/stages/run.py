@@ -181,11 +181,19 @@ class Run:
 
 
 def deciding(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that say where a run computes and not what."""
-    idle = ("jobs", "min_tier", "deadline_s")
-    sandbox = {k: v for k, v in settings["sandbox"].items() if k not in idle}
+    """The settings without those that say where a run computes and not what, or what is told of it.
+
+    A run with other values of these is the same run.
+    """
+    idle = {
+        "sandbox": ("jobs", "min_tier", "deadline_s"),
+        "evaluate": ("inspect",),  # changes no number, but says whether some are there
+    }
     where = ("mesh", "decode_rows")
-    return {k: v for k, v in settings.items() if k not in where} | {"sandbox": sandbox}
+    kept = {k: v for k, v in settings.items() if k not in where}
+    for section, names in idle.items():
+        kept[section] = {k: v for k, v in settings[section].items() if k not in names}
+    return kept
 
 
 def take_cycled(order_of_epoch, n: int, start: int, count: int) -> list[int]:

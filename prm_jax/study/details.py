@@ -34,7 +34,10 @@ class DetailRow:
 
 @dataclasses.dataclass(frozen=True)
 class Detail:
-    """A table with a row for an arm, or for a checkpoint of it; means over seeds."""
+    """A table with a row for an arm, or for a checkpoint of it.
+
+    Means over the seeds whose lines have the number, which older ones may not.
+    """
 
     title: str
     caption: str
@@ -75,26 +78,25 @@ _DRIFT = (
 
 
 def details(arms: Sequence[ArmRow]) -> list[Detail]:
-    """The tables that have rows."""
+    """The tables that have rows, with the columns that have numbers."""
     found = [
         _detail(
             "labels and PRM",
-            "Labels held against the oracle, and the PRM against labels of validation responses. "
-            "Means over seeds.",
+            "Labels held against the oracle, and the PRM against labels of validation responses.",
             _PRM,
             [(arm.name, arm.prm) for arm in arms if arm.prm],
         ),
         _detail(
             "training",
             "What the rollouts of training solved, what the policy's plans decide, and the last "
-            "critic against completions from the same prefixes. Means over seeds.",
+            "critic against completions from the same prefixes (docs/results.md).",
             _TRAINING,
             [(arm.name, arm.training) for arm in arms if arm.training],
         ),
         _detail(
             "PRM on the policy, by step",
-            "Responses of each checkpoint of the arm's policy to validation problems, and what the "
-            "PRM says of them. Means over seeds.",
+            "Responses of each checkpoint of the arm's policy to validation problems, eight to a "
+            "problem, and what the PRM says of them.",
             _DRIFT,
             [
                 (f"{arm.name}, {step}", arm.drift[step])
@@ -112,6 +114,7 @@ def _detail(
     columns: Sequence[_Column],
     rows: Sequence[tuple[str, Mapping[str, float]]],
 ) -> Detail:
+    columns = [c for c in columns if any(c.field in values for _, values in rows)]
     return Detail(
         title,
         caption,

@@ -49,6 +49,7 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
         )
         for detail in details(table.arms):
             rows = [(row.name, *row.shown) for row in detail.rows]
+            parts.append(f"{detail.caption} Means over the seeds that have it.")
             parts.append(_table((detail.title, *detail.columns), rows))
     if bad:
         parts.append("## Runs that failed or were cut short")

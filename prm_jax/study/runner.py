@@ -42,7 +42,7 @@ from prm_jax.study.sharing import (
 )
 
 TRAIN = (sys.executable, "-m", "prm_jax.train")
-GREEDY = {"evaluate.temperature": 0.0, "evaluate.samples": 1}
+GREEDY = {"evaluate.temperature": 0.0, "evaluate.samples": 1, "evaluate.inspect": 0}
 STOP_S = 20.0  # that a run has to end itself when the study is interrupted
 # The config file of a run: its settings lie beside it.
 CONFIG_FILE = '''"""The settings of one run of a study."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prm_jax.study.arms import Study
+from prm_jax.study.arms import Arm, Study
 from prm_jax.study.intervals import Estimate, estimate
 from prm_jax.study.records import FINISHED, finished, lines_of
 from prm_jax.study.runs import StudyRun
@@ -25,6 +25,7 @@ class ArmRow:
 
     name: str
     about: str
+    measure: str  # the stage whose policy counts
     by_seed: dict[int, float]  # pass@1
     pass_at_1: Estimate | None  # None where no seed is finished
     difference: Estimate | None  # to the baseline; None for itself and without common seeds
@@ -95,7 +96,7 @@ def _set_table(
     here = {run.arm.name for run in runs}
     return SetTable(
         name=runs[0].set_name,
-        arms=[_row(study, arm.name, arm.about, by_arm) for arm in study.arms if arm.name in here],
+        arms=[_row(study, arm, by_arm) for arm in study.arms if arm.name in here],
         ordering=[
             Step(low, high, _paired(study, by_arm[high], by_arm[low]))
             for low, high in zip(study.ordering, study.ordering[1:], strict=False)
@@ -110,16 +111,17 @@ def bad_lines(study: Study, runs: Sequence[StudyRun], records: Sequence[Record])
     return [r for run in runs for r in lines[run.name] if r["status"] != FINISHED]
 
 
-def _row(study: Study, name: str, about: str, by_arm: dict[str, dict[int, Record]]) -> ArmRow:
-    found = by_arm[name]
+def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow:
+    found = by_arm[arm.name]
     base = by_arm[study.baseline]
     records = list(found.values())
     return ArmRow(
-        name=name,
-        about=about,
+        name=arm.name,
+        about=arm.about,
+        measure=arm.measure,
         by_seed={seed: record["pass_at_1"] for seed, record in found.items()},
         pass_at_1=estimate(_rates(records), confidence=study.confidence) if found else None,
-        difference=None if name == study.baseline else _paired(study, found, base),
+        difference=None if arm.name == study.baseline else _paired(study, found, base),
         greedy=_mean([r.get("pass_at_1_greedy") for r in records]),
         long=_mean([r.get("long") for r in records]),
         by_horizon=_means([r["by_horizon"] for r in records]),
@@ -150,7 +152,7 @@ def _judged(record: Record) -> dict[str, float]:
 
 
 def _trained(record: Record) -> dict[str, float]:
-    """What the rollouts of the measured stage solved, and what the policy's plans decide."""
+    """What the rollouts solved, what the policy's plans decide, and how good the critic is."""
     found = {}
     if (explored := record.get("exploration")) is not None:
         found["solved"] = explored["solved"] / max(explored["asked"], 1)

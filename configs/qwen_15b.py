@@ -9,9 +9,9 @@ The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, and seconds by the
     ppo/score            4.47 GiB     0.9392 s
     ppo/policy_update    4.62 GiB      1.292 s
     ppo/critic_update    4.64 GiB      1.166 s
-    label/respond        4.45 GiB   <= 5.192 s
+    label/respond        3.54 GiB   <= 6.355 s
     label/read           2.62 GiB    0.08195 s
-    label/sample         4.90 GiB   <= 18.79 s
+    label/sample         3.92 GiB    <= 23.2 s
 """
 
 from prm_jax.config import (

@@ -251,18 +251,26 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
 def test_arms_are_drawn_against_the_programs_that_they_took(tmp_path):
     from prm_jax.report.study import write_study
 
-    priced = dataclasses.replace(STUDY, priced=("ppo", "dense", "sft"))
-    records = lines(PASSES)
-    for record in records:
-        labelled = record["arm"] == "dense"
-        programs = {"sft": 0, "ppo": 6_400, "dense": 250_000}[record["arm"]]
-        record["programs"] = {"generated": programs, "executed": 9, "completions": 3 * labelled}
-    (table,) = set_tables(priced, RUNS, records)
+    arms = (*ARMS[:3], Arm("longer", {"ppo.steps": 9}, measure="rl"), Arm("never", measure="rl"))
+    priced = study(arms=arms, seeds=SEEDS, priced=("ppo", "dense", "sft", "longer"))
+    runs = study_runs(priced)
+    programs = {"sft": 0, "ppo": 6_400, "dense": 250_000, "longer": 12_800}
+    passes = PASSES | {"longer": PASSES["dense"]}
+    records = [
+        line(run, passes[run.arm.name][run.seed])
+        | described(priced, run)
+        | {"programs": {"generated": programs[run.arm.name], "executed": 9}}
+        for run in runs
+        if run.arm.name != "never"
+    ]
+    (table,) = set_tables(priced, runs, records)
+    text = markdown(priced, [table], [])
+    assert "No run is finished of `never`." in text and "| never |" not in text
     shown = {"tables": [table], "details": [[]], "bad": []}
     page = write_study(tmp_path / "s.html", study=priced, **shown).read_text()
     drawn = ElementTree.parse(tmp_path / "s-chains-test-price.svg").getroot()
     said = drawn.attrib["aria-label"]
-    assert "ppo 50.0 % for 6,400 programs; dense 53.3 % for 250,000 programs" in said
+    assert "ppo 50.0 % for 6,400 programs; longer 53.3 % for 12,800 programs; dense 53.3 %" in said
     assert "sft" not in said and said.split(": ")[1].strip(".") in page
     with pytest.raises(ConfigError, match="priced = 'pp' is no arm"):
         dataclasses.replace(STUDY, priced=("pp",))

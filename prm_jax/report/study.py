@@ -73,16 +73,17 @@ def seeds_and_interval(table: Any) -> Markup:
 
 
 def price(table: Any, arms: Sequence[str]) -> Markup | None:
-    """pass@1 against all programs that an arm took, with the interval by seeds; None without two.
+    """pass@1 against all programs that an arm took, with the interval by seeds.
 
-    Arms of stage `rl`, on unit tests alone, are one line, and those of `rl_prm` another.
+    Arms of stage `rl`, on unit tests alone, are one line, and those of `rl_prm` another. None with
+    fewer than three arms, which are no line.
     """
     rows = [
         arm
         for arm in table.arms
         if arm.name in arms and arm.pass_at_1 is not None and arm.programs["generated"]
     ]
-    if len(rows) < 2:
+    if len(rows) < 3:
         return None
     rows.sort(key=lambda arm: arm.programs["generated"])
     said = []

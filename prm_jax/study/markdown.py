@@ -19,13 +19,17 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
     )
     for table in tables:
         parts.append(f"## {table.name}")
+        arms = [arm for arm in table.arms if arm.pass_at_1 is not None]
         parts.append(
             _table(
                 ("arm", "n", "pass@1", "by seeds", "seeds and problems", "greedy", "longer",
                  f"less {study.baseline}", "by seeds", "programs", "executed", "CPU-s"),
-                [_cells(arm) for arm in table.arms],
+                [_cells(arm) for arm in arms],
             )
         )  # fmt: skip
+        if len(arms) < len(table.arms):
+            left = ", ".join(f"`{arm.name}`" for arm in table.arms if arm.pass_at_1 is None)
+            parts.append(f"No run is finished of {left}.")
         if table.ordering:
             parts.append("Expected order, beyond two standard errors over seeds:")
             parts.append("\n".join(f"- {_said(step)}" for step in table.ordering))
@@ -34,7 +38,7 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
                 ("arm", *(f"{h} lines" for h in table.horizons)),
                 [
                     (arm.name, *(percent(arm.by_horizon.get(h)) for h in table.horizons))
-                    for arm in table.arms
+                    for arm in arms
                 ],
             )
         )
@@ -43,7 +47,7 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
                 ("arm", *(f"seed {seed}" for seed in table.seeds)),
                 [
                     (arm.name, *(percent(arm.by_seed.get(seed)) for seed in table.seeds))
-                    for arm in table.arms
+                    for arm in arms
                 ],
             )
         )
@@ -59,8 +63,7 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
 
 def _cells(arm: ArmRow) -> tuple[str, ...]:
     e, d = arm.pass_at_1, arm.difference
-    if e is None:
-        return (arm.name, "0", *["–"] * 10)
+    assert e is not None
     return (
         arm.name,
         f"{e.seeds} × {e.problems}",

@@ -38,5 +38,5 @@ def get_config() -> Config:
         prm=PRMConfig(
             steps=12, batch_size=16, warmup_steps=2, checkpoint_every=4, selection="full"
         ),
-        evaluate=EvaluateConfig(samples=2, temperature=1.0, bootstrap=50, inspect=4),
+        evaluate=EvaluateConfig(samples=2, temperature=1.0, bootstrap=50, inspect=0),
     )

@@ -125,7 +125,8 @@ def test_two_processes_go_on_from_one_and_end_with_its_numbers(trained, tmp_path
     two, one = tmp_path / "two", tmp_path / "one"
     for workdir in (two, one):
         shutil.copytree(trained, workdir)
-    with training(1, 2, one, *SHORT) as alone, training(2, 1, two, *SHORT) as both:
+    more = (*SHORT, "--evaluate.inspect=4")
+    with training(1, 2, one, *more) as alone, training(2, 1, two, *more) as both:
         both.succeed()
         alone.succeed()
         assert "sft: finished before" in both.log(0) and "finished" not in both.log(1)

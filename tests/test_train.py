@@ -22,7 +22,7 @@ MICRO = ROOT / "tests/micro.py"
 
 def command(workdir: Path, *overrides: str) -> list[str]:
     python = [sys.executable, "-m", "prm_jax.train", "--config", str(MICRO)]
-    return [*python, "--workdir", str(workdir), *overrides]
+    return [*python, "--workdir", str(workdir), "--evaluate.inspect=4", *overrides]
 
 
 @pytest.fixture(scope="module")

@@ -222,7 +222,7 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
     bad = [records[0] | {"status": "failed", "error": "<script>alert(1)</script>"}]
     table = set_table(STUDY, RUNS, records)
     assert table is not None
-    text = markdown(STUDY, [table], bad)
+    text = markdown(STUDY, [table], [details(table.arms)], bad)
     page = write_study(
         tmp_path / "s.html", study=STUDY, tables=[table], details=[details(table.arms)], bad=bad
     ).read_text()
@@ -264,7 +264,7 @@ def test_arms_are_drawn_against_the_programs_that_they_took(tmp_path):
         if run.arm.name != "never"
     ]
     (table,) = set_tables(priced, runs, records)
-    text = markdown(priced, [table], [])
+    text = markdown(priced, [table], [[]], [])
     assert "No run is finished of `never`." in text and "| never |" not in text
     shown = {"tables": [table], "details": [[]], "bad": []}
     page = write_study(tmp_path / "s.html", study=priced, **shown).read_text()

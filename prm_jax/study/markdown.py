@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 
 from prm_jax.study.arms import Study
-from prm_jax.study.details import details, percent
+from prm_jax.study.details import Detail, percent
 from prm_jax.study.tables import ArmRow, Record, SetTable, Step
 
 
-def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) -> str:
-    """The tables as Markdown."""
+def markdown(
+    study: Study,
+    tables: Sequence[SetTable],
+    details: Sequence[Sequence[Detail]],
+    bad: Sequence[Record],
+) -> str:
+    """The tables as Markdown, each of `tables` with its details."""
     level = f"{100 * study.confidence:g} %"
     parts = [f"# Study {study.name}", study.about] if study.about else [f"# Study {study.name}"]
     parts.append(
@@ -17,7 +22,7 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
         f"over seeds. *Seeds and problems*: {level} percentiles of a bootstrap that resamples "
         f"both. Differences to `{study.baseline}` are paired by seed and problem."
     )
-    for table in tables:
+    for table, more in zip(tables, details, strict=True):
         parts.append(f"## {table.name}")
         arms = [arm for arm in table.arms if arm.pass_at_1 is not None]
         parts.append(
@@ -51,7 +56,7 @@ def markdown(study: Study, tables: Sequence[SetTable], bad: Sequence[Record]) ->
                 ],
             )
         )
-        for detail in details(table.arms):
+        for detail in more:
             rows = [(row.name, *row.shown) for row in detail.rows]
             parts.append(f"{detail.caption} Means over the seeds that have it.")
             parts.append(_table((detail.title, *detail.columns), rows))

@@ -264,6 +264,7 @@ def without(*paths):
 
 
 ARMS = ("sft", "rl", "rl_prm")
+TRAINED = ("rl", "rl_prm")
 COSTS = tuple(made_up_results(np.random.default_rng(0))["label_cost"])
 
 
@@ -278,6 +279,21 @@ COSTS = tuple(made_up_results(np.random.default_rng(0))["label_cost"])
         (without(["prm", "calibration"]), "AUC within problems"),
         (without(["prm", "first_error"]), "AUC within problems"),
         (without(["prm", "first_error", "missed"]), "Placed too late"),
+        (without(["prm", "by_step_of_rl_prm"]), "AUC within problems"),
+        (without(["prm", "style"]), "The PRM on each checkpoint of RL + PRM"),
+        (without(["prm", "style"], ["prm", "by_step_of_rl_prm"]), "AUC within problems"),
+        (
+            without(*(["arms", arm, "critic"] for arm in TRAINED)),
+            "What the rollouts of training solved",
+        ),
+        (
+            without(*(["arms", arm, "plans"] for arm in TRAINED)),
+            "What the rollouts of training solved",
+        ),
+        (
+            without(*(["arms", arm, "exploration"] for arm in TRAINED)),
+            "What the rollouts of training solved",
+        ),
         (without(["arms"]), "The result table is not in this workdir"),
         (without(["arms", "rl_prm"], ["label_cost"], ["labels"], ["prm"]), "arm RL + PRM is not"),
         (without(["arms", "rl"]), "The arm RL is not in this workdir"),

@@ -37,6 +37,8 @@ ACTIVATION_RULES: Rules = {
     "batch": ("data", "fsdp"),
     "data_batch": "data",  # with embed_shard: fsdp lies over the embedding here
     "embed_shard": "fsdp",
+    "mlp_shard": ("tensor", "fsdp"),  # with data_batch, too
+    "vocab_shard": ("tensor", "fsdp"),
     "time": None,
     "embed": None,  # gathered: fsdp lies over the batch here
     "heads": "tensor",
@@ -140,6 +142,16 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def constrain_as_parameter(x: jax.Array, *names: str | None) -> jax.Array:
     """What `constrain` does, by the rules of parameters: for copies of them in another shape."""
     return _constrain(x, names, PARAM_RULES, "copy of a parameter")
+
+
+def splits(name: str, size: int) -> bool:
+    """Whether `size` of the activation name `name` divides over the mesh of `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return True
+    rule = ACTIVATION_RULES[name]
+    axes = () if rule is None else (rule,) if isinstance(rule, str) else rule
+    return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
 
 def _constrain(x: jax.Array, names: Sequence[str | None], rules: Rules, kind: str) -> jax.Array:

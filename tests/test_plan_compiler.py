@@ -62,3 +62,7 @@ def test_a_small_model_is_planned_for_eight_chips(tmp_path: Path):
     least = 2 * 2 * (2 * 2 * layers) * 7 / 8
     assert least < update["bytes_moved"]["fsdp"] < 4 * least
     assert rows["ppo/sample"]["unbounded_loops"] > 0
+    # While decoding, parameters stay where they are: gathered for each of 248 tokens, as they are
+    # once for the prompts, they alone would be eight times this.
+    gathered = 2 * (layers + head) * 7 / 8
+    assert rows["ppo/sample"]["bytes_moved"]["fsdp"] < 248 * gathered / 8

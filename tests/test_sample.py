@@ -14,7 +14,7 @@ from prm_jax.model.heads import PolicyModel
 from prm_jax.model.score import token_logps
 from prm_jax.rl.stops import stop_table
 from prm_jax.sharding import init_params, make_mesh
-from prm_jax.steps.sample import choose, make_sampler
+from prm_jax.steps.sample import BLOCK, choose, make_sampler
 
 CONFIG = ModelConfig(layers=1, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=24)
 VOCAB, PAD, P, C = 24, 0, 6, 5
@@ -101,7 +101,7 @@ def test_choices_are_as_frequent_as_their_probabilities(temperature, top_p, top_
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
-    vocab=st.sampled_from([1, 7, 700]),
+    vocab=st.sampled_from([1, 7, 700, BLOCK + 1, 3 * BLOCK]),
     uniform=st.sampled_from([0.0, 1e-30, 0.5, 1 - 2**-24, 1.0]),  # 1: as if rounded up
     allowed=st.floats(0, 1),
     spread=st.sampled_from([0.0, 1.0, 60.0]),
@@ -115,6 +115,22 @@ def test_a_token_of_probability_zero_is_never_chosen(seed, vocab, uniform, allow
     token, logp = PLAIN_CHOICE(logits[None], np.array([uniform], np.float32))
     assert not forbidden[int(token[0])]
     assert -200 < float(logp[0]) <= 1e-6
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10_000), spread=st.sampled_from([0.0, 2.0, 9.0]))
+def test_a_token_of_a_large_vocabulary_is_where_the_cumulative_sum_passes(seed, spread):
+    rng = np.random.default_rng(seed)
+    logits = (spread * rng.normal(size=(40, 5 * BLOCK - 3))).astype(np.float32)
+    uniform = rng.random(40, dtype=np.float32)
+    token, logp = (np.asarray(x) for x in PLAIN_CHOICE(logits, uniform))
+    probs = np.exp(logits.astype(np.float64))
+    probs /= probs.sum(axis=-1, keepdims=True)
+    cdf, rows = probs.cumsum(axis=-1), np.arange(40)
+    # The uniform lies within what the token adds to the sum, but for float32's rounding.
+    assert (uniform < cdf[rows, token] + 1e-5).all()
+    assert (uniform > cdf[rows, token] - probs[rows, token] - 1e-5).all()
+    np.testing.assert_allclose(logp, np.log(probs[rows, token]), atol=1e-4)
 
 
 def test_a_cumulative_sum_that_rises_at_a_forbidden_token_does_not_choose_it(monkeypatch):

@@ -31,7 +31,8 @@ from prm_jax.sharding import (
     replicated,
 )
 from prm_jax.steps import sample
-from prm_jax.steps.sample import make_sampler
+from prm_jax.steps.prefixes import prefix_programs
+from prm_jax.steps.sample import Choice, make_sampler
 
 CONFIG = ModelConfig(
     layers=2, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, qkv_bias=True, qk_norm=True
@@ -312,6 +313,51 @@ def test_eight_devices_sample_what_one_does(name, rows, read_tokens, monkeypatch
     for x in jax.tree.leaves(many):
         assert x.sharding.is_equivalent_to(batch_sharding(mesh(name)), 2)
         assert x.addressable_shards[0].data.shape == (N * K // shards, P + C)
+
+
+def test_eight_devices_sample_what_one_does_where_mlp_and_vocabulary_do_not_divide():
+    model = PolicyModel(dataclasses.replace(CONFIG, mlp=44, tied_embeddings=False), 42, PAD)
+    found = []
+    for name in ("one", "fsdp"):
+        weights = init_params(model, mesh(name), jax.random.key(0))
+        run = make_sampler(
+            model, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0,
+            eos_ids=(1,),
+        )  # fmt: skip
+        found.append(run(weights, *batch(), jax.random.key(1)))
+    np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+    np.testing.assert_allclose(found[0].logp, found[1].logp, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_decoding_leaves_the_parameters_where_they_are(tied):
+    """Only hidden states travel: no device holds a whole kernel, be it for a moment."""
+    model = PolicyModel(dataclasses.replace(CONFIG, tied_embeddings=tied), VOCAB, PAD)
+    programs = prefix_programs(
+        model, mesh("fsdp"), places=N, width=P, positions=P + C, completion_tokens=C, samples=3,
+        rows=3 * N, choice=Choice(1.0), eos_ids=(1,),
+    )  # fmt: skip
+    weights, n = abstract_params(model, mesh("fsdp")), jax.ShapeDtypeStruct((N,), jnp.int32)
+    numbers = jax.ShapeDtypeStruct((N, 3), jnp.uint32)
+    with jax.set_mesh(mesh("fsdp")):
+        bank = jax.eval_shape(programs.empty)
+        lowered = programs.sample.lower(
+            weights, bank, n, n, n, jax.random.key(0), numbers, None, None
+        )
+        text = lowered.compile().as_text()
+    c = CONFIG
+    wholes = {
+        "query": (c.embed, c.heads, c.head_dim), "out": (c.heads, c.head_dim, c.embed),
+        "key": (c.embed, c.kv_heads, c.head_dim), "gate and up": (c.embed, 2, c.mlp),
+        "down": (c.mlp, c.embed), "embedding": (VOCAB, c.embed), "head": (c.embed, VOCAB),
+    }  # fmt: skip
+    for name, whole in wholes.items():
+        flat = {whole, (whole[0], math.prod(whole[1:])), (math.prod(whole[:-1]), whole[-1])}
+        for shape in flat:
+            assert f"f32[{','.join(map(str, shape))}]" not in text, name
+    parts = {"gate and up": (c.embed, 2, c.mlp // 8), "head": (c.embed, VOCAB // 8)}
+    for name, part in parts.items():
+        assert f"f32[{','.join(map(str, part))}]" in text, name
 
 
 def test_eight_devices_stop_where_one_does():

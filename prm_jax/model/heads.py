@@ -14,7 +14,7 @@ from prm_jax.config import ModelConfig
 from prm_jax.model.attention import MASKED, Cache, KeyValue
 from prm_jax.model.linear import kernel_init, named_axes
 from prm_jax.model.transformer import Transformer
-from prm_jax.sharding import constrain
+from prm_jax.sharding import constrain, splits
 
 
 class PolicyModel(nn.Module):
@@ -46,16 +46,32 @@ class PolicyModel(nn.Module):
         """The trunk's hidden states and keys and values; see `Transformer`."""
         return self.trunk(tokens, valid, cache, first)
 
-    def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        """float32 logits of the token after each hidden state."""
-        kernel = self.head_kernel().astype(hidden.dtype)
+    def logits(
+        self, hidden: Float[Array, "B S D"], decoding: Float[Array, "D V"] | None = None
+    ) -> Float[Array, "B S V"]:
+        """float32 logits of the token after each hidden state.
+
+        While decoding, with the `head_for_decoding`.
+        """
+        kernel = self.head_kernel() if decoding is None else decoding
+        if spread := decoding is not None and splits("vocab_shard", self.vocab_size):
+            hidden = constrain(hidden, "data_batch", "time", "embed")
+        kernel = kernel.astype(hidden.dtype)
         logits = jnp.einsum("bsd,dv->bsv", hidden, kernel, preferred_element_type=jnp.float32)
+        if spread:  # these numbers change places, where the kernel's would be more
+            logits = constrain(logits, "data_batch", "time", "vocab_shard")
         logits = constrain(logits, "batch", "time", "vocab")
         return jnp.where(jnp.arange(self.vocab_size) == self.pad_id, MASKED, logits)
 
     def head_kernel(self) -> Float[Array, "D V"]:
         """What a hidden state is multiplied by for the logits."""
         return self.trunk.embedding.T if self.config.tied_embeddings else self.head
+
+    def head_for_decoding(self) -> Float[Array, "D V"]:
+        """`head_kernel` as a loop over new tokens reads it; see `for_decoding`."""
+        kernel = self.head_kernel().astype(self.config.dtype)
+        spread = splits("vocab_shard", self.vocab_size)
+        return constrain(kernel, "embed", "vocab_shard") if spread else kernel
 
 
 class ScalarModel(nn.Module):

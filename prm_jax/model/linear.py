@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from prm_jax.config import ModelConfig
+from prm_jax.sharding import constrain, splits
 
 KERNEL, A, B = "_kernel", "_lora_a", "_lora_b"
 
@@ -34,6 +35,28 @@ def as_computed(params: Any, config: ModelConfig) -> Any:
         return x.astype(config.dtype) if converted else x
 
     return jax.tree.map_with_path(computed, params)
+
+
+def for_decoding(params: Any, config: ModelConfig) -> Any:
+    """`params` as a loop over new tokens reads them: `as_computed`, and kernels of MLPs re-laid.
+
+    Their mlp axis lies over the devices of fsdp as well, in place of embed: a product then needs
+    the hidden states of all rows, a few numbers for each, and not the kernel of all devices.
+    """
+    params = as_computed(params, config)
+    if not splits("mlp_shard", config.mlp):
+        return params
+    names = {
+        "gate_up" + KERNEL: (None, None, "mlp_shard"),
+        "gate_up_bias": (None, "mlp_shard"),
+        "down" + KERNEL: ("mlp_shard", None),
+    }
+
+    def laid(path: Any, x: jax.Array) -> jax.Array:
+        name = path[-1].key
+        return constrain(x, *names[name]) if name in names else x
+
+    return jax.tree.map_with_path(laid, params)
 
 
 def kernel_init(fan_in: int, scale: float = 1.0) -> jax.nn.initializers.Initializer:

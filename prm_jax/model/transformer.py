@@ -23,7 +23,12 @@ from prm_jax.model.attention import (
 from prm_jax.model.flash import flash_attention, on_tpu
 from prm_jax.model.linear import as_computed, kernel_init, linear, named_axes
 from prm_jax.model.rope import rotary_angles
-from prm_jax.sharding import constrain
+from prm_jax.sharding import constrain, splits
+
+# Hidden states between layers. Whole texts: each device has its rows, and gathers parameters.
+# New tokens of a cache: each has its columns for all rows, and parameters stay where they are.
+ROWS = ("batch", "time", "embed")
+COLUMNS = ("data_batch", "time", "embed_shard")
 
 
 class RMSNorm(nn.Module):
@@ -80,6 +85,7 @@ class Attention(nn.Module):
             out, key_value = attention(query, key, value, valid), (key, value)
         else:
             out, key_value = cached_attention(query, key, value, cache, self.layer)
+            out = constrain(out, "data_batch", "heads", "time", "head_dim")
         shape, axes = (c.heads, c.head_dim, c.embed), ("heads", "head_dim", "embed")
         y = linear(self, c, "out", out, "bnth,nhd->btd", shape, axes, 1 / (2 * c.layers))
         if c.out_bias:
@@ -94,8 +100,13 @@ class MLP(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], decodes: bool) -> Float[Array, "B T D"]:
         c = self.config
+        of_hidden = ("batch", "time", "mlp")
+        if decodes:
+            spread = splits("mlp_shard", c.mlp)
+            x = constrain(x, "data_batch", "time", "embed" if spread else "embed_shard")
+            of_hidden = ("data_batch", "time", "mlp_shard" if spread else "mlp")
         # Gate and up in one product; stacked and not joined, so that mlp splits evenly over tensor.
         shape, axes = (c.embed, 2, c.mlp), ("embed", None, "mlp")
         both = linear(self, c, "gate_up", x, "btd,dcf->btcf", shape, axes)
@@ -103,7 +114,7 @@ class MLP(nn.Module):
             init = named_axes(nn.initializers.zeros, None, "mlp")
             both += self.param("gate_up_bias", init, (2, c.mlp)).astype(x.dtype)
         hidden = nn.silu(both[:, :, 0]) * both[:, :, 1]
-        hidden = constrain(hidden, "batch", "time", "mlp")
+        hidden = constrain(hidden, *of_hidden)
         shape, axes = (c.mlp, c.embed), ("mlp", "embed")
         y = linear(self, c, "down", hidden, "btf,fd->btd", shape, axes, 1 / (2 * c.layers))
         if c.mlp_bias:
@@ -131,9 +142,11 @@ class Layer(nn.Module):
         attention = Attention(c, self.layer, name="attention")
         normed = RMSNorm(c.norm_eps, name="attention_norm")(x)
         out, key_value = attention(normed, valid, rotation, cache, first)
-        x = constrain(x[:, first:] + out, "batch", "time", "embed")
-        x += MLP(c, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
-        return constrain(x, "batch", "time", "embed"), key_value
+        layout = ROWS if cache is None else COLUMNS
+        x = constrain(x[:, first:] + out, *layout)
+        normed = RMSNorm(c.norm_eps, name="mlp_norm")(x)
+        x += MLP(c, name="mlp")(normed, cache is not None)
+        return constrain(x, *layout), key_value
 
 
 class Transformer(nn.Module):
@@ -169,7 +182,7 @@ class Transformer(nn.Module):
         else:
             positions, limit = cache.positions(), cache.limit
         rotation = rotary_angles(positions, limit, c.head_dim, c.rope)
-        x = embed(self.embedding.astype(c.dtype), tokens)
+        x = embed(self.embedding.astype(c.dtype), tokens, ROWS if cache is None else COLUMNS)
         key_values = []
         scanned = 0
         if cache is None and not self.is_initializing():
@@ -215,12 +228,13 @@ class Transformer(nn.Module):
         return x, [(keys[i], values[i]) for i in range(n)]
 
 
-def embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """The rows of the tokens.
+def embed(
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"], layout: tuple[str, ...] = ROWS
+) -> Float[Array, "B T D"]:
+    """The rows of the tokens, in this layout.
 
     Each device looks up its columns of D for the tokens of all, which then change places: gathering
     the table instead would take V x D on each device, 1 GiB with a vocabulary of 150k.
     """
     tokens = constrain(tokens, "data_batch", "time")
-    x = constrain(jnp.take(table, tokens, axis=0), "data_batch", "time", "embed_shard")
-    return constrain(x, "batch", "time", "embed")
+    return constrain(constrain(jnp.take(table, tokens, axis=0), *COLUMNS), *layout)

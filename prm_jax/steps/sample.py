@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from prm_jax import hosts
 from prm_jax.model.attention import Cache, KeyValue
 from prm_jax.model.heads import PolicyModel
+from prm_jax.model.linear import for_decoding
 from prm_jax.rl.stops import StopTable
 from prm_jax.sharding import (
     abstract_params,
@@ -31,6 +32,7 @@ from prm_jax.steps.decode import Completions, Queue, decode
 from prm_jax.types import Samples
 
 READ_TOKENS = 1 << 13  # of prompts that a device reads at once
+BLOCK = 1 << 10  # of a vocabulary, within which a token is looked up
 
 Sampler = Callable[..., Samples]  # its arguments are those of make_sampler's program
 
@@ -225,11 +227,12 @@ def complete(
     eos_ids: Sequence[int],
 ) -> Completions:
     """`decode` with the policy; traced within a program."""
-    apply: Any = functools.partial(model.apply, {"params": params})
+    head = model.apply({"params": params}, method="head_for_decoding")
+    apply: Any = functools.partial(model.apply, {"params": for_decoding(params, model.config)})
 
     def read(token: Array, alive: Array, cache: Cache) -> tuple[Array, Any]:
         hidden, entries = apply(token, alive, cache, method="hidden")
-        return apply(hidden, method="logits")[:, 0], entries
+        return apply(hidden, head, method="logits")[:, 0], entries
 
     return decode(
         read,
@@ -287,20 +290,39 @@ def choose(
         keep = (mass_before < top_p) | (jnp.arange(k) == 0)
         logits = jnp.where(keep, logits, -jnp.inf)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    cdf = jnp.cumsum(weights, axis=-1)
-    # A parallel sum may rise by a rounding error at a token of weight 0, and the uniform times the
-    # total may round up to the total: so only tokens with weight count, at worst the last of them.
-    vocab = jnp.arange(weights.shape[-1], dtype=jnp.int32)
-    past = (weights > 0) & (cdf > uniform[:, None] * cdf[:, -1:])
-    index = jnp.minimum(
-        jnp.where(past, vocab, weights.shape[-1]).min(axis=-1),
-        jnp.where(weights > 0, vocab, 0).max(axis=-1),
-    )
+    if (vocab := weights.shape[-1]) <= BLOCK:
+        index, _ = _inverse_cdf(weights, uniform)
+    else:  # first the block, then the token in it: a cumulative sum over all is slow on TPUs
+        blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(len(weights), -1, BLOCK)
+        block, uniform = _inverse_cdf(blocks.sum(axis=-1), uniform)
+        within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+        index = block * BLOCK + _inverse_cdf(within, uniform)[0]
     logp = jnp.log(jnp.take_along_axis(weights, index[:, None], axis=-1)[:, 0])
     logp -= jnp.log(weights.sum(axis=-1))
     if order is not None:
         index = jnp.take_along_axis(order, index[:, None], axis=-1)[:, 0]
     return index, logp
+
+
+def _inverse_cdf(
+    weights: Float[Array, "B N"], uniform: Float[Array, "B"]
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """Where the cumulative sum passes `uniform` of the total, and how far into that place it is.
+
+    The second lies in [0, 1) but for rounding: a uniform number once more.
+    """
+    cdf = jnp.cumsum(weights, axis=-1)
+    share = uniform[:, None] * cdf[:, -1:]
+    # A parallel sum may rise by a rounding error at a place of weight 0, and the share may round up
+    # to the total: so only places with weight count, at worst the last of them.
+    n = weights.shape[-1]
+    places = jnp.arange(n, dtype=jnp.int32)
+    index = jnp.minimum(
+        jnp.where((weights > 0) & (cdf > share), places, n).min(axis=-1),
+        jnp.where(weights > 0, places, 0).max(axis=-1),
+    )
+    weight, end = (jnp.take_along_axis(x, index[:, None], axis=-1) for x in (weights, cdf))
+    return index, (1 - (end - share) / weight)[:, 0]
 
 
 def _check_choice(temperature: float, top_p: float, top_k: int) -> None:

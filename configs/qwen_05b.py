@@ -31,8 +31,8 @@ def get_config() -> Config:
     return Config(
         max_prompt_tokens=1024,
         max_completion_tokens=1024,
-        device_batch=128,
-        decode_rows=128,
+        device_batch=512,
+        decode_rows=512,
         prompts=PromptsConfig(style="chat_fence"),
         model=ModelConfig(
             path="Qwen2.5-Coder-0.5B-Instruct",

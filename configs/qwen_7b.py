@@ -31,8 +31,8 @@ def get_config() -> Config:
     return Config(
         max_prompt_tokens=1024,
         max_completion_tokens=1024,
-        device_batch=256,
-        decode_rows=256,
+        device_batch=1024,
+        decode_rows=1024,
         prompts=PromptsConfig(style="chat_fence"),
         model=ModelConfig(
             path="Qwen2.5-Coder-7B-Instruct",

@@ -360,6 +360,25 @@ def test_decoding_leaves_the_parameters_where_they_are(tied):
         assert f"f32[{','.join(map(str, part))}]" in text, name
 
 
+def test_each_device_reads_responses_for_its_own_places():
+    programs = prefix_programs(
+        POLICY, mesh("fsdp"), places=4 * N, width=P, positions=P + C, completion_tokens=C,
+        samples=K, rows=N * K, choice=Choice(1.0), eos_ids=(1,),
+    )  # fmt: skip
+    n, grid = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((N,), (N, P)))
+    with jax.set_mesh(mesh("fsdp")):
+        bank = jax.eval_shape(programs.empty)
+        valid = jax.ShapeDtypeStruct((N, P), jnp.bool)
+        lowered = programs.read.lower(params("fsdp"), bank, n, grid, valid)
+        text = lowered.compile().as_text()
+
+    def values(rows):
+        return f"f32[{rows},{CONFIG.kv_heads},{P},{CONFIG.head_dim}]"
+
+    assert values(4) in text  # of the places
+    assert values(4 * N) not in text and values(N) not in text
+
+
 def test_eight_devices_stop_where_one_does():
     stops = stop_table([b"aba"], [b"ab"[i % 2 :][:1] for i in range(VOCAB)])
     state = np.array([stops.start([b"ab"[: i % 3]]) for i in range(N)], np.int32)

@@ -346,11 +346,10 @@ def _sample(parts: _Parts) -> Iterator[Program]:
     rows = functools.partial(parts.array, jnp.int32)
     bank = jax.tree.map(lambda x: parts.bank(x.dtype, x.shape), bank)
     tokens = made.at_once, bank[0][0].shape[2]
-    everywhere = jax.ShapeDtypeStruct((made.at_once,), jnp.int32, sharding=replicated(parts.mesh))
     yield Program(
         "label/read",
         made.read,
-        (params, bank, everywhere, rows(*tokens), parts.array(jnp.bool, *tokens)),
+        (params, bank, rows(made.at_once), rows(*tokens), parts.array(jnp.bool, *tokens)),
         {},
         smaller.format("decode_rows"),
     )

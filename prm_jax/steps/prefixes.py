@@ -121,24 +121,27 @@ class PrefixCompleter:
             if self._held[a.place][: len(before)] != before:
                 whole = tuple(a.whole)
                 missing[a.place] = whole if whole[: len(before)] == before else before
-        todo = sorted(missing, key=lambda place: len(missing[place]))
-        for start in range(0, len(todo), self._at_once):
-            part = todo[start : start + self._at_once]
-            # Beyond the last place nothing is written.
-            places = np.full(self._at_once, self.places, np.int32)
-            tokens = np.full((self._at_once, self._width), self._pad, np.int32)
-            lengths = np.zeros(self._at_once, np.int32)
-            for row, place in enumerate(part):
-                text = missing[place]
-                if len(text) > self._width:
-                    raise ValueError(f"{len(text)} tokens are more than width = {self._width}")
-                places[row], lengths[row] = place, len(text)
-                tokens[row, : len(text)] = text
-                self._held[place] = text
-            valid = np.arange(self._width) < lengths[:, None]
-            tokens, valid = hosts.place((tokens, valid), batch_sharding(self._mesh))
-            places = hosts.place(places, replicated(self._mesh))
-            self._key_values = self._read(self._params, self._key_values, places, tokens, valid)
+        shards = batch_shards(self._mesh)
+        held, at_once = self.places // shards, self._at_once // shards  # by each of them
+        todo: list[list[int]] = [[] for _ in range(shards)]
+        for place in sorted(missing, key=lambda place: len(missing[place])):
+            todo[place // held].append(place)
+        for start in range(0, max(map(len, todo)), at_once):
+            places = np.full((shards, at_once), held, np.int32)  # beyond the last: not written
+            tokens = np.full((shards, at_once, self._width), self._pad, np.int32)
+            lengths = np.zeros((shards, at_once), np.int32)
+            for shard, queue in enumerate(todo):
+                for row, place in enumerate(queue[start : start + at_once]):
+                    text = missing[place]
+                    if len(text) > self._width:
+                        raise ValueError(f"{len(text)} tokens are more than width = {self._width}")
+                    places[shard, row], lengths[shard, row] = place % held, len(text)
+                    tokens[shard, row, : len(text)] = text
+                    self._held[place] = text
+            valid = np.arange(self._width) < lengths[..., None]
+            rows = (x.reshape(-1, *x.shape[2:]) for x in (places, tokens, valid))
+            rows = hosts.place(tuple(rows), batch_sharding(self._mesh))
+            self._key_values = self._read(self._params, self._key_values, *rows)
 
     def _rows(self, found: Completions, places: list[int]) -> list[list[tuple[int, ...]]]:
         tokens, length = hosts.whole(found.tokens), hosts.whole(found.length)
@@ -153,7 +156,7 @@ class PrefixPrograms(NamedTuple):
     places: int
     at_once: int
     empty: Any  # () -> bank of keys and values
-    read: Any  # (params, bank, places [N], tokens [N, P], valid [N, P]) -> bank
+    read: Any  # (params, bank, places [N] of each shard, tokens, valid [N, P]) -> bank
     sample: Any  # (params, bank, known, last, budget [N], key, numbers [N, 3], stop state, table)
 
 
@@ -201,7 +204,7 @@ def prefix_programs(
         empty=jax.jit(functools.partial(_empty, model, places, width)),
         read=jax.jit(
             functools.partial(_read, model, mesh),
-            in_shardings=(shardings, None, everywhere, over, over),
+            in_shardings=(shardings, None, over, over, over),
             donate_argnums=1,
         ),
         sample=jax.jit(
@@ -228,11 +231,19 @@ def _read(
     tokens: Int[Array, "N P"],
     valid: Bool[Array, "N P"],
 ) -> tuple[KeyValue, ...]:
-    """The bank of keys and values with those of the tokens at their places."""
+    """The bank of keys and values with those of the tokens at their places.
+
+    Rows and places are numbered within their shard: nothing but parameters moves between devices.
+    """
     new = read_prompts(model, params, tokens, valid, mesh)
+    shards = batch_shards(mesh)
+
+    def sharded(x: Array) -> Array:
+        return x.reshape(shards, -1, *x.shape[1:])
 
     def placed(bank: Array, values: Array) -> Array:
-        bank = bank.at[places].set(values, mode="drop")
-        return constrain(bank, "batch", "kv_heads", "time", "head_dim")
+        write = jax.vmap(lambda bank, i, values: bank.at[i].set(values, mode="drop"))
+        new = write(sharded(bank), sharded(places), sharded(values)).reshape(bank.shape)
+        return constrain(new, "batch", "kv_heads", "time", "head_dim")
 
     return jax.tree.map(placed, key_values, new)

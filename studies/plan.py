@@ -5,7 +5,8 @@
 Every response opens with a plan, the steps in plain words, and the code carries it out. Words that
 are read wrongly make a wrong plan, and a slip of the code a wrong line. Labels and PRM judge the
 plan as the first step. The arms pay the lines alone, plan and lines alike, or the lines for what
-they are worth given their plan.
+they are worth given their plan. With a plan a response has twice as many chances to go wrong, so
+programs are shorter here than in studies/default.py, and SFT is longer.
 """
 
 from prm_jax.config import (
@@ -17,6 +18,7 @@ from prm_jax.config import (
     PRMConfig,
     ProblemsConfig,
     PromptsConfig,
+    SFTConfig,
 )
 from prm_jax.study import Arm, Study
 
@@ -26,11 +28,20 @@ def get_study() -> Study:
         name="plan",
         config=Config(
             value_init=False,
-            max_completion_tokens=104,  # plans take a third of a response
-            problems=ProblemsConfig(chains=ChainsConfig(test_horizons=(6, 8), final=500)),
+            max_completion_tokens=84,  # plans take a third of a response
+            problems=ProblemsConfig(
+                chains=ChainsConfig(
+                    sft_horizons=(1, 6),
+                    train_horizons=(4, 6),
+                    test_horizons=(4, 6),
+                    long_horizons=(7, 8),
+                    final=500,
+                )
+            ),
             prompts=PromptsConfig(plan=True),
+            sft=SFTConfig(steps=900),
             ppo=PPOConfig(steps=50),
-            label=LabelConfig(prompts=1_000),
+            label=LabelConfig(prompts=1_500),
             prm=PRMConfig(steps=1_200, loss_on="all"),  # lines of a lost plan are scored, too
             evaluate=EvaluateConfig(samples=5),
         ),

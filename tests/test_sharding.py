@@ -316,7 +316,9 @@ def test_eight_devices_sample_what_one_does(name, rows, read_tokens, monkeypatch
 
 
 def test_eight_devices_sample_what_one_does_where_mlp_and_vocabulary_do_not_divide():
-    model = PolicyModel(dataclasses.replace(CONFIG, mlp=44, tied_embeddings=False), 42, PAD)
+    model = PolicyModel(
+        dataclasses.replace(CONFIG, layers=1, mlp=44, tied_embeddings=False), 42, PAD
+    )
     found = []
     for name in ("one", "fsdp"):
         weights = init_params(model, mesh(name), jax.random.key(0))

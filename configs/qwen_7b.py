@@ -5,13 +5,13 @@
 
 The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, and seconds by the compiler's cycles.
     prm/step             3.84 GiB     0.6123 s
-    ppo/sample          15.10 GiB   <= 24.44 s
+    ppo/sample           4.43 GiB   <= 4.484 s
     ppo/score            4.94 GiB      2.198 s
     ppo/policy_update    6.43 GiB      2.539 s
     ppo/critic_update    6.36 GiB      2.409 s
-    label/respond       12.73 GiB    <= 24.7 s
-    label/read           8.10 GiB     0.1631 s
-    label/sample        13.14 GiB   <= 98.85 s
+    label/respond        5.47 GiB   <= 16.67 s
+    label/read           4.77 GiB      0.712 s
+    label/sample         4.41 GiB    <= 63.9 s
 """
 
 from prm_jax.config import (

@@ -38,7 +38,7 @@ def plan_variance(
     one did. A response without a plan has one that says nothing.
     """
     asked = [Start(problem) for problem in problems]
-    responses = sampling.run(params, asked, run.key(Stream.PLANS), journal, f"plans/{name}")
+    responses = sampling.run(params, asked, run.key(Stream.PLANS, 0), journal, f"plans/{name}")
     plans = [
         _plan_of(run, problem, attempt)
         for problem, row in zip(problems, responses, strict=True)

@@ -54,6 +54,16 @@ def get_study() -> Study:
             Arm("lines", {"dense.plan": False}, about="the PRM's scores of the lines alone"),
             Arm("plan_and_lines", about="the PRM's scores of plan and lines"),
             Arm("relative", {"dense.form": "plan"}, about="lines relative to their plan"),
+            Arm(
+                "full_lines",
+                {"dense.plan": False, "prm.selection": "full"},
+                about="lines alone, by a PRM of all labelled responses",
+            ),
+            Arm(
+                "full_plan_and_lines",
+                {"prm.selection": "full"},
+                about="plan and lines, by a PRM of all labelled responses",
+            ),
             Arm("perfect", {"dense.source": "oracle"}, about="the oracle's, of plan and lines"),
             Arm(
                 "perfect_lines",

@@ -366,6 +366,19 @@ def test_a_greedy_evaluation_is_a_second_process_of_the_run(tmp_path, log):
     assert dense["samples"] == 2
 
 
+def test_arms_that_are_not_asked_for_lend_their_stages(tmp_path, log):
+    arguments = [
+        "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),
+        "--workdirs", str(tmp_path / "runs"), "--seeds", "0", "--arms",
+    ]  # fmt: skip
+    assert main([*arguments, "dense"], FAKE) == 0
+    labels = made(log)
+    assert labels[("dense-s0", "label")] == 1
+    assert main([*arguments, "progress"], FAKE) == 0
+    new = {what for what in made(log) - labels if what[1] != "evaluate"}
+    assert new == {("progress-s0", "rl_prm")}
+
+
 def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
     arguments = [
         "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),

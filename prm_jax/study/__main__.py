@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = TRAIN) -> i
 
 
 def _run(arguments: Arguments, command: Sequence[str]) -> int:
-    study = _chosen(load_study(arguments.study), arguments)
+    loaded = load_study(arguments.study)
+    study = _chosen(loaded, arguments)
+    all_arms = _chosen(loaded, dataclasses.replace(arguments, arms=""))
     records = arguments.out / "runs.jsonl"
     runs = study_runs(study)
     good = True
@@ -83,8 +85,9 @@ def _run(arguments: Arguments, command: Sequence[str]) -> int:
                 workdirs=arguments.workdirs / study.name,
                 jobs=arguments.jobs,
                 command=command,
-                # A final run takes its stages from the run that made them.
-                others=runs if arguments.final else (),
+                # Arms that are not asked for lend what they have; so does, to a final run, the run
+                # that made its stages.
+                others=study_runs(all_arms),
             )
             with stopping_on_sigterm():
                 good = runner.run()

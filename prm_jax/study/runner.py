@@ -72,7 +72,7 @@ class Runner:
         others: Sequence[StudyRun] = (),
         poll_s: float = 0.5,
     ):
-        """`others` are runs that are finished and lend their stages."""
+        """`others` are runs that lend the stages that they have finished."""
         self._study = study
         self._runs = runs
         self._others = others

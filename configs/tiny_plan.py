@@ -3,7 +3,7 @@
     python -m prm_jax.train --config configs/tiny_plan.py --workdir runs/plan
 
 A response has twice as many chances to go wrong as without a plan, so its programs have 4 to 6
-lines and not 6 to 8, and SFT takes 900 steps. RESULTS.md has what three seeds of it came to, and
+lines and not 6 to 8, and SFT takes 900 steps. RESULTS.md has a study near it, studies/plan.py, and
 what scoring the plan adds.
 """
 
@@ -28,5 +28,5 @@ def get_config() -> Config:
         ),
         prompts=PromptsConfig(plan=True),
         sft=SFTConfig(steps=900),
-        prm=PRMConfig(loss_on="all"),  # lines of a lost plan are scored, too
+        prm=PRMConfig(loss_on="all", selection="full"),  # lines of a lost plan are scored, too
     )  # fmt: skip

@@ -315,15 +315,27 @@ def test_eight_devices_sample_what_one_does(name, rows, read_tokens, monkeypatch
         assert x.addressable_shards[0].data.shape == (N * K // shards, P + C)
 
 
-def test_eight_devices_sample_what_one_does_where_mlp_and_vocabulary_do_not_divide():
-    model = PolicyModel(
-        dataclasses.replace(CONFIG, layers=1, mlp=44, tied_embeddings=False), 42, PAD
-    )
+@pytest.mark.parametrize(
+    ("name", "changes", "vocab", "block"),
+    [
+        ("fsdp", {"mlp": 44, "tied_embeddings": False}, 42, 1024),
+        ("mixed", {"mlp": 46}, 42, 1024),  # as tensor can split them, but not fsdp as well
+        ("mixed", {"mlp_bias": True, "out_bias": True, "tied_embeddings": False}, VOCAB, 8),
+        ("mixed", {"lora_rank": 2}, VOCAB, 1024),
+    ],
+)
+def test_eight_devices_sample_what_one_does_with_any_sizes(
+    name, changes, vocab, block, monkeypatch
+):
+    monkeypatch.setattr(sample, "BLOCK", block)
+    model = PolicyModel(dataclasses.replace(CONFIG, layers=1, **changes), vocab, PAD)
     found = []
-    for name in ("one", "fsdp"):
-        weights = init_params(model, mesh(name), jax.random.key(0))
+    for where in ("one", name):
+        weights = init_params(model, mesh(where), jax.random.key(0))
+        # Biases and adapters start at 0 and would hide what is done with them.
+        weights = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.shape[-1])), weights)
         run = make_sampler(
-            model, mesh(name), completion_tokens=C, samples_per_prompt=K, temperature=1.0,
+            model, mesh(where), completion_tokens=C, samples_per_prompt=K, temperature=1.0,
             eos_ids=(1,),
         )  # fmt: skip
         found.append(run(weights, *batch(), jax.random.key(1)))
@@ -350,7 +362,7 @@ def test_decoding_leaves_the_parameters_where_they_are(tied):
     c = CONFIG
     wholes = {
         "query": (c.embed, c.heads, c.head_dim), "out": (c.heads, c.head_dim, c.embed),
-        "key": (c.embed, c.kv_heads, c.head_dim), "gate and up": (c.embed, 2, c.mlp),
+        "key or value": (c.embed, c.kv_heads, c.head_dim), "gate and up": (c.embed, 2, c.mlp),
         "down": (c.mlp, c.embed), "embedding": (VOCAB, c.embed), "head": (c.embed, VOCAB),
     }  # fmt: skip
     for name, whole in wholes.items():

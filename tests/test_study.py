@@ -379,6 +379,24 @@ def test_arms_that_are_not_asked_for_lend_their_stages(tmp_path, log):
     assert new == {("progress-s0", "rl_prm")}
 
 
+def test_arms_of_other_seeds_hinder_nobody(tmp_path, log):
+    path = study_file(tmp_path)
+    path.write_text(path.read_text().replace("seeds=(0, 1)", "seeds=(0, 1), arms=of_seed_0()"))
+    path.write_text(path.read_text() + "from test_study import of_seed_0\n")
+    arguments = [
+        "--study", str(path), "--out", str(tmp_path / "results"),
+        "--workdirs", str(tmp_path / "runs"), "--seeds", "1", "--arms", "ppo,perfect",
+    ]  # fmt: skip
+    assert main(arguments, FAKE) == 0
+    assert {run for run, _ in made(log)} == {"ppo-s1", "perfect-s1"}
+
+
+def of_seed_0() -> tuple[Arm, ...]:
+    """All arms, dense and progress for seed 0 alone."""
+    few = ("dense", "progress", "warm")
+    return tuple(dataclasses.replace(a, seeds=(0,)) if a.name in few else a for a in ARMS)
+
+
 def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
     arguments = [
         "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),

@@ -41,7 +41,8 @@ def for_decoding(params: Any, config: ModelConfig) -> Any:
     """`params` as a loop over new tokens reads them: `as_computed`, and kernels of MLPs re-laid.
 
     Their mlp axis lies over the devices of fsdp as well, in place of embed: a product then needs
-    the hidden states of all rows, a few numbers for each, and not the kernel of all devices.
+    the hidden states of all rows, a few numbers for each, and not the kernel of all devices. Where
+    mlp does not divide so, kernels stay as they are, and so do adapters.
     """
     params = as_computed(params, config)
     if not splits("mlp_shard", config.mlp):

@@ -26,7 +26,7 @@ from prm_jax.model.rope import rotary_angles
 from prm_jax.sharding import constrain, splits
 
 # Hidden states between layers. Whole texts: each device has its rows, and gathers parameters.
-# New tokens of a cache: each has its columns for all rows, and parameters stay where they are.
+# New tokens of a cache: along fsdp each has its columns for all rows, and parameters stay in place.
 ROWS = ("batch", "time", "embed")
 COLUMNS = ("data_batch", "time", "embed_shard")
 

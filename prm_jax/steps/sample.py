@@ -309,7 +309,7 @@ def _inverse_cdf(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Where the cumulative sum passes `uniform` of the total, and how far into that place it is.
 
-    The second lies in [0, 1) but for rounding: a uniform number once more.
+    The second is a uniform number once more.
     """
     cdf = jnp.cumsum(weights, axis=-1)
     share = uniform[:, None] * cdf[:, -1:]
@@ -322,7 +322,8 @@ def _inverse_cdf(
         jnp.where(weights > 0, places, 0).max(axis=-1),
     )
     weight, end = (jnp.take_along_axis(x, index[:, None], axis=-1) for x in (weights, cdf))
-    return index, (1 - (end - share) / weight)[:, 0]
+    # Of a place that has hardly any weight, rounding leaves nothing to be told.
+    return index, jnp.clip(1 - (end - share) / weight, 0, 1)[:, 0]
 
 
 def _check_choice(temperature: float, top_p: float, top_k: int) -> None:

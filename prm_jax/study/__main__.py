@@ -11,7 +11,7 @@ import tyro
 from prm_jax.config import ConfigError
 from prm_jax.metrics import say
 from prm_jax.report.study import write_study
-from prm_jax.study.arms import Study, load_study
+from prm_jax.study.arms import Arm, Study, load_study
 from prm_jax.study.details import details
 from prm_jax.study.markdown import markdown
 from prm_jax.study.records import finished, lines_of, read_records
@@ -68,7 +68,6 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = TRAIN) -> i
 def _run(arguments: Arguments, command: Sequence[str]) -> int:
     loaded = load_study(arguments.study)
     study = _chosen(loaded, arguments)
-    all_arms = _chosen(loaded, dataclasses.replace(arguments, arms=""))
     records = arguments.out / "runs.jsonl"
     runs = study_runs(study)
     good = True
@@ -87,7 +86,7 @@ def _run(arguments: Arguments, command: Sequence[str]) -> int:
                 command=command,
                 # Arms that are not asked for lend what they have; so does, to a final run, the run
                 # that made its stages.
-                others=study_runs(all_arms),
+                others=study_runs(_with_lenders(study, loaded.arms)),
             )
             with stopping_on_sigterm():
                 good = runner.run()
@@ -117,6 +116,13 @@ def _chosen(study: Study, arguments: Arguments) -> Study:
         changes["ordering"] = tuple(name for name in study.ordering if name in names)
         changes["priced"] = tuple(name for name in study.priced if name in names)
     return dataclasses.replace(study, **changes)
+
+
+def _with_lenders(study: Study, arms: Sequence[Arm]) -> Study:
+    """The study with all of these arms that have a seed of it."""
+    able = {arm.name for arm in arms if not arm.seeds or set(arm.seeds) & set(study.seeds)}
+    kept = tuple(arm for arm in arms if arm.name in able and (arm.shares or arm.name) in able)
+    return dataclasses.replace(study, arms=kept)
 
 
 def check_final(

@@ -189,7 +189,8 @@ class Runner:
         workdir.mkdir(parents=True, exist_ok=True)
         there = self._there()
         taken = take_stages(run, workdir, there)
-        take_evaluations(run, workdir, [other for other in self._runs if other != run])
+        others = [other for other in (*self._runs, *self._others) if other.name != run.name]
+        take_evaluations(run, workdir, others)
         kept = _read(workdir)
         kept["shared"] = kept.get("shared", {}) | taken
         kept["attempts"] = [*kept.get("attempts", []), {"begun_s": time.time()}]

@@ -9,9 +9,9 @@ The plan's figures (docs/tpu.md): GiB on each chip, of 31.25, and seconds by the
     ppo/score            6.57 GiB     0.5789 s
     ppo/policy_update    7.19 GiB     0.7269 s
     ppo/critic_update    7.05 GiB      0.648 s
-    label/respond        3.48 GiB   <= 3.447 s
-    label/read           2.91 GiB    0.04218 s
-    label/sample         3.69 GiB   <= 14.81 s
+    label/respond        7.24 GiB    <= 10.5 s
+    label/read           8.67 GiB     0.1619 s
+    label/sample         9.84 GiB    <= 52.9 s
 """
 
 from prm_jax.config import (

@@ -5,13 +5,13 @@
 
 The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, and seconds by the compiler's cycles.
     prm/step             2.24 GiB      0.211 s
-    ppo/sample           3.15 GiB    <= 3.42 s
+    ppo/sample           2.08 GiB   <= 3.516 s
     ppo/score            3.04 GiB     0.7135 s
     ppo/policy_update    3.29 GiB     0.9965 s
-    ppo/critic_update    3.26 GiB     0.8235 s
-    label/respond        2.07 GiB   <= 3.337 s
-    label/read           1.41 GiB    0.05385 s
-    label/sample         2.25 GiB   <= 16.22 s
+    ppo/critic_update    3.24 GiB     0.8234 s
+    label/respond        2.77 GiB   <= 9.734 s
+    label/read           3.40 GiB     0.2139 s
+    label/sample         3.22 GiB   <= 57.24 s
 """
 
 from prm_jax.config import (

@@ -5,13 +5,13 @@
 
 The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, and seconds by the compiler's cycles.
     prm/step             2.80 GiB     0.3038 s
-    ppo/sample           5.60 GiB   <= 5.399 s
+    ppo/sample           3.19 GiB   <= 3.725 s
     ppo/score            4.47 GiB     0.9392 s
     ppo/policy_update    4.62 GiB      1.292 s
     ppo/critic_update    4.64 GiB      1.166 s
-    label/respond        3.54 GiB   <= 6.355 s
-    label/read           2.62 GiB    0.08195 s
-    label/sample         3.92 GiB    <= 23.2 s
+    label/respond        3.19 GiB   <= 10.46 s
+    label/read           3.93 GiB     0.2631 s
+    label/sample         4.46 GiB   <= 48.51 s
 """
 
 from prm_jax.config import (

@@ -28,5 +28,5 @@ def get_config() -> Config:
         ),
         prompts=PromptsConfig(plan=True),
         sft=SFTConfig(steps=900),
-        prm=PRMConfig(loss_on="all", selection="full"),  # lines of a lost plan are scored, too
+        prm=PRMConfig(loss_on="all"),  # lines of a lost plan are scored, too
     )  # fmt: skip

@@ -5,7 +5,7 @@
 
 The plan's figures (docs/tpu.md): GiB on each chip, of 31.25, and seconds by the compiler's cycles.
     prm/step             4.82 GiB     0.1641 s
-    ppo/sample           6.03 GiB   <= 2.143 s
+    ppo/sample           5.06 GiB   <= 2.869 s
     ppo/score            6.57 GiB     0.5789 s
     ppo/policy_update    7.19 GiB     0.7269 s
     ppo/critic_update    7.05 GiB      0.648 s

@@ -83,8 +83,12 @@ PLAIN_CHOICE = jax.jit(functools.partial(choose, temperature=1.0))
 CASES = [(1.0, 1.0, 0), (0.5, 1.0, 0), (2.0, 1.0, 3), (1.0, 0.7, 0), (1.3, 0.8, 5), (1.0, 1.0, 99)]
 
 
+@pytest.mark.parametrize("block", [BLOCK, 3])
 @pytest.mark.parametrize(("temperature", "top_p", "top_k"), CASES)
-def test_choices_are_as_frequent_as_their_probabilities(temperature, top_p, top_k):
+def test_choices_are_as_frequent_as_their_probabilities(
+    temperature, top_p, top_k, block, monkeypatch
+):
+    monkeypatch.setattr("prm_jax.steps.sample.BLOCK", block)
     logits = jnp.array([2.0, -1.0, 0.5, 1.9, -3.0, 0.0, 1.0, -1e30])
     n = 20_000
     uniform = jax.random.uniform(jax.random.key(3), (n,))
@@ -133,8 +137,10 @@ def test_a_token_of_a_large_vocabulary_is_where_the_cumulative_sum_passes(seed, 
     np.testing.assert_allclose(logp, np.log(probs[rows, token]), atol=1e-4)
 
 
-def test_a_cumulative_sum_that_rises_at_a_forbidden_token_does_not_choose_it(monkeypatch):
+@pytest.mark.parametrize("block", [BLOCK, 1])
+def test_a_cumulative_sum_that_rises_at_a_forbidden_token_does_not_choose_it(block, monkeypatch):
     """A sum in parallel may round up between two tokens though the second has no weight."""
+    monkeypatch.setattr("prm_jax.steps.sample.BLOCK", block)
     exact = jnp.cumsum
 
     def rounded(weights, axis):

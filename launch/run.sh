@@ -28,12 +28,14 @@ parse 'bucket= workdir= sync-every= restarts= delete-when-done' "$@"
 need_name
 here=${BASH_SOURCE[0]%/*} bucket=${bucket%/} workdir=${workdir:-runs/$name}
 sync_every=${sync_every:-600} restarts=${restarts:-20} me=$(quoted "$name" "${place[@]}")
-[[ $bucket =~ ^(gs://.+)?$ ]] || refuse "--bucket = '$bucket' is no bucket: give gs://BUCKET/RUN"
+[[ $bucket =~ ^(gs://[^/]+/.+)?$ ]] ||
+    refuse "--bucket = '$bucket' is no folder of a bucket: give gs://BUCKET/RUN, one for each run"
 [[ $workdir != gs://* ]] || refuse "--workdir = '$workdir' is a bucket: give --bucket '$workdir'"
 [[ $sync_every =~ ^[1-9][0-9]*$ ]] || refuse "--sync-every = '$sync_every': give whole seconds"
 [[ $restarts =~ ^(0|[1-9][0-9]*)$ ]] || refuse "--restarts = '$restarts': give a whole number, or 0"
 for word in ${rest[@]+"${rest[@]}"}; do
     [[ $word != --workdir* ]] || refuse "$word goes before the --, so that it can be mirrored"
+    [[ $word != --dry-run ]] || refuse "$word goes before the --: it is no argument of the training"
 done
 
 if [[ $poll_s =~ ^[1-9][0-9]*$ ]]; then naps=$poll_s nap_s=1; else naps=1 nap_s=$poll_s; fi

@@ -117,10 +117,12 @@ def test_create_asks_once_for_the_type_with_its_image(world, kind, version):
         ("setup.sh", [*DEMO], "NAME = 'demo' does not exist"),
         ("recreate.sh", [*DEMO], "NAME = 'demo' was not taken away by the service"),
         ("run.sh", [*DEMO], "NAME = 'demo' does not exist"),
-        ("run.sh", [*DEMO, "--bucket", "b"], "--bucket = 'b' is no bucket: give gs://"),
+        ("run.sh", [*DEMO, "--bucket", "b"], "--bucket = 'b' is no folder of a bucket: give gs://"),
+        ("run.sh", [*DEMO, "--bucket", "gs://b/"], "'gs://b' is no folder of a bucket"),
         ("run.sh", [*DEMO, "--workdir", "gs://b"], "give --bucket 'gs://b'"),
         ("run.sh", [*DEMO, "--sync-every", "1m"], "--sync-every = '1m': give whole seconds"),
         ("run.sh", [*DEMO, "--", "--workdir=x"], "--workdir=x goes before the --"),
+        ("run.sh", [*DEMO, "--", "--dry-run"], "--dry-run goes before the --"),
     ],
 )
 def test_mistakes_are_refused_by_name_before_anything_happens(world, script, args, says):
@@ -154,6 +156,13 @@ def test_setup_waits_for_the_slice_and_brings_the_checkout_to_every_worker(world
         2 * [["install", "--quiet"], ["venv", "--quiet"], ["pip", "install"]]
     )
     assert all(words[-1] in ("uv", ".venv", ".[tpu]") for words in asked)
+
+
+def test_setup_ends_when_gcloud_shows_nothing(world):
+    world.put(exists=True, lives=[NEW_LIFE], fails=["tpu-vm list"])
+    told = world.run("setup.sh", *DEMO)
+    assert told.returncode == 1 and "cannot see demo (9 of 10 tries)" in told.stderr
+    assert "error: cannot see demo: is gcloud logged in" in told.stderr
 
 
 def test_setup_ends_when_the_slice_will_not_come(world):

@@ -3,7 +3,7 @@
     python -m prm_jax.train --config configs/llama_1b.py --problems.name PROBLEMS.jsonl
     python -m prm_jax.plan --config configs/llama_1b.py --topology v6e-8
 
-The plan's figures (docs/tpu.md): GiB on each chip, of 31.25, with what the run keeps there meanwhile,
+The plan's figures (docs/tpu.md): GiB on each chip, of 31.25, with what stays there meanwhile,
 and seconds by the compiler's cycles. launch/README.md says how weights come to a slice.
     prm/step             4.82 GiB     0.1641 s
     ppo/sample           5.06 GiB   <= 2.869 s

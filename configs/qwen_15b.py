@@ -3,7 +3,7 @@
     python -m prm_jax.train --config configs/qwen_15b.py --problems.name PROBLEMS.jsonl
     python -m prm_jax.plan --config configs/qwen_15b.py --topology v5e-16
 
-The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, with what the run keeps there meanwhile,
+The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, with what stays there meanwhile,
 and seconds by the compiler's cycles. launch/README.md says how weights come to a slice.
     prm/step             2.80 GiB     0.3038 s
     ppo/sample           3.19 GiB   <= 3.725 s

@@ -3,7 +3,7 @@
     python -m prm_jax.train --config configs/qwen_7b.py --problems.name PROBLEMS.jsonl
     python -m prm_jax.plan --config configs/qwen_7b.py --topology v5e-64
 
-The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, with what the run keeps there meanwhile,
+The plan's figures (docs/tpu.md): GiB on each chip, of 15.75, with what stays there meanwhile,
 and seconds by the compiler's cycles. launch/README.md says how weights come to a slice.
     prm/step             3.84 GiB     0.6123 s
     ppo/sample           4.43 GiB   <= 4.484 s

@@ -7,7 +7,7 @@ The plan's figures (docs/tpu.md): GiB on each chip, of 31.25, with what stays th
 and seconds by the compiler's cycles. launch/README.md says how weights come to a slice.
     prm/step             4.82 GiB     0.1641 s
     ppo/sample           5.06 GiB   <= 2.869 s
-    ppo/score            6.57 GiB     0.5789 s
+    ppo/score            6.11 GiB      0.625 s
     ppo/policy_update    7.19 GiB     0.7269 s
     ppo/critic_update    7.05 GiB      0.648 s
     label/respond        7.24 GiB    <= 10.5 s

@@ -9,7 +9,7 @@ and seconds by the compiler's cycles. launch/README.md says how weights come to 
     ppo/sample           3.19 GiB   <= 3.725 s
     ppo/score            4.47 GiB     0.9392 s
     ppo/policy_update    4.62 GiB      1.292 s
-    ppo/critic_update    4.64 GiB      1.166 s
+    ppo/critic_update    4.56 GiB      1.166 s
     label/respond        3.19 GiB   <= 10.46 s
     label/read           3.93 GiB     0.2631 s
     label/sample         4.46 GiB   <= 48.51 s

@@ -9,7 +9,7 @@ and seconds by the compiler's cycles. launch/README.md says how weights come to 
     ppo/sample           5.06 GiB   <= 2.869 s
     ppo/score            6.11 GiB      0.625 s
     ppo/policy_update    7.19 GiB     0.7269 s
-    ppo/critic_update    7.05 GiB      0.648 s
+    ppo/critic_update    7.20 GiB      0.648 s
     label/respond        7.24 GiB    <= 10.5 s
     label/read           8.67 GiB     0.1619 s
     label/sample         9.84 GiB    <= 52.9 s

@@ -104,17 +104,17 @@ taken_away() {
 }
 
 # wait_until_ready: waits for the queue and for the VMs and says each change; fails if it is over.
-# Ends the script if nothing can be seen of the slice ten times in a row.
+# Ends the script if nothing was ever seen of the slice in ten tries; what was seen once is waited
+# for through any outage.
 wait_until_ready() {
     local before='' blind=0
     while :; do
         if look; then
-            blind=0
             [[ $before == "$state $node" ]] || report "$name: queued resource $state, VMs $node"
             before="$state $node"
             if [[ $before == 'ACTIVE READY' ]]; then return; fi
             if over; then return 1; fi
-        elif ((++blind < 10)); then say "cannot see $name ($blind of 10 tries)"
+        elif [[ -n ${state:-} ]] || ((++blind < 10)); then say "cannot see $name; trying again"
         else
             say "error: cannot see $name: is gcloud logged in, and are project and zone right?"
             exit 1

@@ -115,7 +115,7 @@ def partition_spec(
                 f"prm_jax/sharding.py (it has {', '.join(rules)})"
             )
         rule = rules[name]
-        axes = () if rule is None else (rule,) if isinstance(rule, str) else rule
+        axes = _axes(rule)
         for axis in axes:
             if axis in used:
                 raise ShardingError(
@@ -149,9 +149,11 @@ def splits(name: str, size: int) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return True
-    rule = ACTIVATION_RULES[name]
-    axes = () if rule is None else (rule,) if isinstance(rule, str) else rule
-    return size % math.prod(mesh.shape[axis] for axis in axes) == 0
+    return size % math.prod(mesh.shape[axis] for axis in _axes(ACTIVATION_RULES[name])) == 0
+
+
+def _axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if rule is None else (rule,) if isinstance(rule, str) else rule
 
 
 def _constrain(x: jax.Array, names: Sequence[str | None], rules: Rules, kind: str) -> jax.Array:

@@ -8,8 +8,8 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["PRM_JAX_VERDICTS"] = ""  # every test judges for itself
-# What one test compiled, others need not, nor the commands that they run: half of the time. Each
-# worker has a folder of its own, since JAX does not write these files in one step.
+# What one test compiled, others need not, nor the commands that they run. Each worker has a folder
+# of its own, since JAX does not write these files in one step.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="prm_jax-tests-compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 

@@ -47,14 +47,14 @@ class PolicyModel(nn.Module):
         return self.trunk(tokens, valid, cache, first)
 
     def logits(
-        self, hidden: Float[Array, "B S D"], decoding: Float[Array, "D V"] | None = None
+        self, hidden: Float[Array, "B S D"], head: Float[Array, "D V"] | None = None
     ) -> Float[Array, "B S V"]:
         """float32 logits of the token after each hidden state.
 
-        While decoding, with the `head_for_decoding`.
+        `head` is the `head_for_decoding`, in a loop over new tokens.
         """
-        kernel = self.head_kernel() if decoding is None else decoding
-        if spread := decoding is not None and splits("vocab_shard", self.vocab_size):
+        kernel = self.head_kernel() if head is None else head
+        if spread := head is not None and splits("vocab_shard", self.vocab_size):
             hidden = constrain(hidden, "data_batch", "time", "embed")
         kernel = kernel.astype(hidden.dtype)
         logits = jnp.einsum("bsd,dv->bsv", hidden, kernel, preferred_element_type=jnp.float32)

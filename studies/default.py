@@ -7,8 +7,7 @@ Every seed draws SFT, the baseline, labels and PRM anew. The arms that the quest
 five seeds; those that change one choice, and PPO without labels in other ways, have three. Models,
 problems and PPO are those of configs/tiny.py, but held-out problems are as long as those of
 training, and labels and steps of the PRM are twice as many: with fewer it cannot tell new responses
-(LABBOOK.md). Arms that change labels or PRM have a quarter of both, for time, and are to be
-compared with the arm `quarter`.
+(LABBOOK.md). What labels and PRM are made with is the question of studies/labels.py.
 """
 
 import dataclasses
@@ -28,8 +27,6 @@ SOME = (0, 1, 2)  # seeds of the arms that change one choice
 # A PRM arm samples, beside its own 6,400 rollouts, those of the baseline, 16,000 responses and some
 # 220,000 completions. PPO with a twentieth of these programs has twice the steps.
 TWENTIETH_OF_TOTAL_STEPS = 100
-# Of the responses and of the PRM's steps.
-QUARTER = {"label.prompts": 1_000, "prm.steps": 600}
 
 
 def _only_some(*arms: Arm) -> tuple[Arm, ...]:
@@ -123,57 +120,11 @@ CRITIC = _only_some(
     ),
 )
 
-LABELS = _only_some(
-    Arm("quarter", QUARTER, about="a quarter of the responses, a quarter of the PRM's steps"),
-    Arm(
-        "sixteenth",
-        {"label.prompts": 250, "prm.steps": 300},
-        about="a sixteenth of the responses, an eighth of the PRM's steps",
-    ),
-    Arm(
-        "commented",
-        QUARTER | {"label.neutral_comments": False},
-        about="quarter; comments labelled as any other line",
-    ),
-    Arm(
-        "completer_policy",
-        QUARTER | {"label.completer": "policy"},
-        about="quarter; completed by whoever wrote the response (paper)",
-    ),
-    Arm("k4", QUARTER | {"label.samples_per_prefix": 4}, about="quarter; K = 4 per prefix"),
-    Arm("k20", QUARTER | {"label.samples_per_prefix": 20}, about="quarter; K = 20 (paper)"),
-    Arm("cool_labels", QUARTER | {"label.temperature": 0.6}, about="quarter; at temperature 0.6"),
-    Arm("dense_search", QUARTER | {"label.search": "dense"}, about="quarter; every prefix probed"),
-    Arm(
-        "soft_labels",
-        QUARTER | {"prm.target": "rate", "label.wave": 8},
-        about="quarter; shares of passing completions as targets",
-    ),
-)
-
-PRMS = _only_some(
-    Arm("repairs", QUARTER | {"prm.repairs": True}, about="quarter; repairs train the PRM too"),
-    Arm(
-        "all_lines",
-        QUARTER | {"prm.loss_on": "all"},
-        about="quarter; PRM's loss on all lines (paper)",
-    ),
-    Arm(
-        "outcome_model",
-        QUARTER | {"prm.loss_on": "outcome"},
-        about="quarter; an outcome model for a PRM",
-    ),
-    Arm("full_data", QUARTER | {"prm.selection": "full"}, about="quarter; all labelled responses"),
-    Arm(
-        "medium_only",
-        QUARTER | {"prm.selection": "medium_only"},
-        about="quarter; problems of medium difficulty",
-    ),
-    Arm(
-        "revised_only",
-        QUARTER | {"prm.selection": "revised_only", "prm.loss_on": "all"},
-        about="quarter; Revised responses, loss on all lines (paper)",
-    ),
+QUARTER = Arm(
+    "quarter",
+    {"label.prompts": 1_000, "prm.steps": 600},
+    seeds=SOME,
+    about="DenseReward with a quarter of the responses and of the PRM's steps",
 )
 
 
@@ -191,7 +142,7 @@ def get_study() -> Study:
         seeds=(0, 1, 2, 3, 4),
         baseline="ppo",
         ordering=("sft", "ppo", "dense", "perfect"),
-        priced=("ppo", "ppo_longer", "ppo_4x", "sixteenth", "quarter", "dense"),
-        arms=(*BASELINES, *PROCESS, *REWARDS, *CRITIC, *LABELS, *PRMS),
+        priced=("ppo", "ppo_longer", "ppo_4x", "quarter", "dense"),
+        arms=(*BASELINES, *PROCESS, *REWARDS, *CRITIC, QUARTER),
         about="PPO on unit tests with and without process supervision, and one choice at a time.",
     )

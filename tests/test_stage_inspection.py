@@ -142,12 +142,12 @@ def test_a_critic_is_held_against_completions_from_the_same_prefix(monkeypatch, 
     places = []
 
     def values(run, params, problems, responses):
-        assert params == ("rl/critic", None) and [p.task_id for p in problems] == ["p", "q"]
+        assert params == "critic" and [p.task_id for p in problems] == ["p", "q"]
         places.extend(responses)
         # As many of 16 completions pass as the prefix has tokens.
         return [(end + 1) / COMPLETIONS + 0.25 for _, end in responses]
 
-    found = inspected(monkeypatch, tmp_path, texts, values).critic("rl")
+    found = inspected(monkeypatch, tmp_path, texts, values).critic("rl", "critic")
     (_, _, name, _, _), (params, _, completing, _, starts) = Sampling.asked
     assert (name, completing) == ("rl/respond/4", "rl/complete/4")
     assert params == ("rl/policy", None)

@@ -33,7 +33,7 @@ from prm_jax.stages import prm as prm_stage
 from prm_jax.stages import rl as rl_stage
 from prm_jax.stages import rollouts as rollouts_room
 from prm_jax.stages.attempts import Attempt, completion_ids
-from prm_jax.stages.label import LabelledResponse
+from prm_jax.stages.label import Candidate, LabelledResponse
 from prm_jax.stages.opening import check_fit
 from prm_jax.types import CallTests, LineKind, PrefixLabels, Problem, Samples, Verdict
 
@@ -324,6 +324,32 @@ def test_the_prm_is_held_against_the_oracle_where_labels_are_wrong(monkeypatch):
     assert (found["first_error"]["exact"], found["first_error"]["too_late"]) == (0.0, 1.0)
     assert found["by_oracle"]["first_error"]["exact"] == 1.0
     assert found["by_oracle"]["auc_within_problem"] == 1.0
+
+
+def test_prms_choose_among_the_same_candidates(monkeypatch):
+    """p has one that passes, best by its last step and worst by its lowest; q has none."""
+    passing, failing = "a1\nb2", "c3\nd4"
+    candidates = [
+        Candidate(task, text == passing, TOKENIZER.response(text), (2, 5))
+        for task, texts in (("p", [failing] * 7 + [passing]), ("q", [failing] * 8))
+        for text in texts
+    ]
+
+    def scores(run, params, problems, responses):
+        assert params == "prm" and [p.task_id for p in problems] == ["p"] * 8 + ["q"] * 8
+        assert all(ends == (2, 5) for _, ends in responses)
+        return [np.array([-0.9, 0.9] if c.passed else [0.1, 0.2]) for c in candidates]
+
+    monkeypatch.setattr(prm_stage, "step_scores", scores)
+    run = run_with(
+        Config(), problems=SimpleNamespace(validation=[problem("p"), problem("q")], asked={})
+    )
+    assert prm_stage.judge_choosing(run, "prm", candidates) == {
+        "responses_per_problem": 8,
+        "pass_rate": 1 / 16,
+        "any_of_n": 0.5,
+        "best_of_n": {"lowest": 0.0, "last": 0.5},
+    }
 
 
 # ----------------------------------------------------------------------------------------- evaluate

@@ -122,10 +122,25 @@ def test_results_hold_what_the_documentation_says(whole):
     assert found["arms"]["rl"]["critic"]["prefixes"] == 4
     assert found["prm"]["by_step_of_rl_prm"].keys() == {"2", "4"}
     assert all(row["responses"] == 32 for row in found["prm"]["by_step_of_rl_prm"].values())
+    assert found["prm"]["as_critic"]["prefixes"] == 4
+    assert found["prm"]["choosing"]["responses_per_problem"] == 8
     cost = json.loads((whole / "results.json").read_text())["label_cost"]
     assert cost["responses"] == 48 and cost["executions"] <= cost["completions"]
     assert cost["completions"] % 2 == 0  # whole waves
     assert 0 < cost["failing"] < 48 and cost["probes"] > 20  # the run does meet every case
+
+
+def test_candidates_are_the_best_checkpoints_many_to_each_validation_prompt(whole):
+    rows, labels = (
+        [json.loads(line) for line in (whole / f"label/{name}.jsonl").read_text().splitlines()]
+        for name in ("candidates", "labels")
+    )
+    asked = list(dict.fromkeys(r["task_id"] for r in labels if r["split"] == "validation"))
+    assert [row["task_id"] for row in rows] == [task for task in asked for _ in range(8)]
+    assert len({tuple(row["ids"]) for row in rows}) > len(asked)
+    assert all(row["end_token"][-1] < len(row["ids"]) for row in rows if row["end_token"])
+    found = results(whole)["prm"]["choosing"]
+    assert found["pass_rate"] == sum(row["passed"] for row in rows) / len(rows)
 
 
 def test_labels_keep_their_counts_and_are_monotone(whole):

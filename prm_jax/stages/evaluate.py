@@ -38,6 +38,7 @@ def evaluate(run: Run) -> None:
     found: dict[str, dict[str, list[list[Attempt]]]] = {}
     plans: dict[str, dict[str, float | int | None]] = {}
     critics: dict[str, dict[str, float | int | None]] = {}
+    as_critic: dict[str, float | int | None] = {}
     drift: dict[str, dict[str, Any]] = {}
     config = run.config.evaluate
     # One for all arms: it is compiled once, and what one arm wrote is not run again for another.
@@ -64,9 +65,13 @@ def evaluate(run: Run) -> None:
             inspection = Inspection(run, memo, journal)
             for arm in arms:
                 if hosts.first((run.workdir / arm / "critic").exists):
-                    critics[arm] = inspection.critic(arm)
-            if run.done("prm") is not None and "rl_prm" in arms:
-                drift = inspection.prm("rl_prm", run.restore("prm/model", run.scalar))
+                    params = run.restore(f"{arm}/critic", run.scalar)
+                    critics[arm] = inspection.critic(arm, params)
+            if run.done("prm") is not None:
+                prm_params = run.restore("prm/model", run.scalar)
+                as_critic = inspection.critic("sft", prm_params)
+                if "rl_prm" in arms:
+                    drift = inspection.prm("rl_prm", prm_params)
 
     results: dict[str, Any] = {
         "schema": 1,
@@ -100,10 +105,14 @@ def evaluate(run: Run) -> None:
         results["label_cost"] = labelled["cost"]
         train = [r for r in read_labels(run) if r.split == "train"]
         results["labels"] = labelled["classes"]
+        if (dense := labelled.get("dense_search")) is not None:
+            results["labels"]["dense_search"] = dense
         if run.problems.asked:
             results["labels"] |= _oracle_agreement(run, train)
     if (prm := run.done("prm")) is not None:
         results["prm"] = prm["quality"] | {"style": prm.get("style", {})}
+        if as_critic:
+            results["prm"]["as_critic"] = as_critic
         if drift:
             results["prm"]["by_step_of_rl_prm"] = drift
         _write_scored(run, sets[main], {arm: found[arm][main] for arm in arms})

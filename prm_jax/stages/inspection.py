@@ -12,17 +12,23 @@ import numpy as np
 
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.rl.lines import step_ends
-from prm_jax.rl.statistics import auc_within_groups, best_of_n, value_error
+from prm_jax.rl.statistics import auc_within_groups, value_error
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
-from prm_jax.stages.prm import or_none, quality_of, scalars_at, step_scores
+from prm_jax.stages.prm import (
+    NO_STEP,
+    choosing,
+    or_none,
+    quality_of,
+    scalars_at,
+    step_scores,
+)
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.truth import true_labels
 from prm_jax.types import Problem
 
 RESPONSES = 8  # to each problem, from each checkpoint
 COMPLETIONS = 16  # of each prefix
-NO_STEP = -1.0  # the score of a response without a step
 
 
 class Inspection:
@@ -61,8 +67,8 @@ class Inspection:
             for i, (step, some) in enumerate(zip(steps, by_step, strict=True))
         }
 
-    def critic(self, arm: str) -> dict[str, float | int | None]:
-        """The critic that an arm ends with against completions by the policy that it ends with.
+    def critic(self, arm: str, params: Any) -> dict[str, float | int | None]:
+        """A critic, or a PRM in its place, against completions by the policy that an arm ends with.
 
         One prefix of one response to each problem, drawn evenly from the prompt and the ends of its
         steps, and whether `COMPLETIONS` from there pass (`value_error`).
@@ -80,7 +86,7 @@ class Inspection:
             end = int(rng.choice(ends))
             starts.append(Start(problem, ids[: end + 1]))
             places.append((ids, np.array([end])))
-        values = scalars_at(run, run.restore(f"{arm}/critic", run.scalar), problems, places)
+        values = scalars_at(run, params, problems, places)
         policy = run.restore(f"{arm}/policy", run.policy)
         key = run.key(Stream.INSPECT, last, 1)
         rows = self._completing.run(policy, starts, key, self._journal, f"{arm}/complete/{last}")
@@ -111,18 +117,10 @@ def _judged(
     """What the scores of all steps say of these responses, `RESPONSES` to each problem in turn."""
     passed = np.array([attempt.passed for attempt in attempts])
     lowest = np.array([s.min() if len(s) else NO_STEP for s in scores])
-    last = np.array([s[-1] if len(s) else NO_STEP for s in scores])
     tasks = [problem.task_id for problem in problems]
-    grid = (-1, RESPONSES)
     found: dict[str, Any] = {
         "responses": len(attempts),
-        "responses_per_problem": RESPONSES,
-        "pass_rate": float(passed.mean()),
-        "any_of_n": float(passed.reshape(grid).any(axis=1).mean()),
-        "best_of_n": {
-            name: float(best_of_n(by.reshape(grid), passed.reshape(grid), RESPONSES).mean())
-            for name, by in (("lowest", lowest), ("last", last))
-        },
+        **choosing(scores, passed, RESPONSES),
         "auc_passed": or_none(
             auc_within_groups(lowest, np.where(passed, 1, -1).astype(np.int64), tasks)[0]
         ),

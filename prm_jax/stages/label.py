@@ -3,13 +3,14 @@
 Checkpoints of the baseline answer training (and validation) prompts; each failing response is
 searched for its transition line by completing prefixes and running the tests (paper, section 3.1,
 Algorithm 1). Leaves `label/labels.jsonl`, one response a line, `label/repairs.jsonl`, completions
-that passed in the same form, and the cost in `done.json`.
+that passed in the same form, `label/candidates.jsonl`, many responses to each validation prompt for
+a PRM to choose from, and the cost in `done.json`.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,13 +25,29 @@ from prm_jax.stages.run import Run, Stream, write_json_lines
 from prm_jax.stages.search import Response, Searcher, Spent, Split, against_binary_search
 from prm_jax.types import LineKind, PrefixLabels, Problem
 
+CANDIDATES = 8  # responses to each validation prompt that a PRM chooses among
+
+
+class Candidate(NamedTuple):
+    """A line of `label/candidates.jsonl`: one of `CANDIDATES` responses to a validation prompt."""
+
+    task_id: str
+    passed: bool
+    ids: tuple[int, ...]
+    end_token: tuple[int, ...]
+
 
 def label(run: Run) -> None:
     config = run.config.label
     memo = Memo()
     steps = evenly_spaced(run.config.ppo.steps, config.checkpoints)
+    sampling = Sampling(
+        run, memo, samples=config.responses_per_prompt, temperature=config.temperature
+    )
     with Journal(run.workdir / "label/journal.jsonl") as journal:
-        responses, seconds = _responses(run, memo, journal, steps)
+        responses = _responses(run, sampling, journal, steps)
+        seconds = sampling.seconds
+        candidates = _candidates(run, sampling, _best(responses, steps), journal)
         searcher = Searcher(run, memo, [r for r in responses if not r.passed])
         for completer, group in _groups(run, responses, steps).items():
             searcher.run(_policy(run, completer), completer, group, journal)
@@ -39,6 +56,7 @@ def label(run: Run) -> None:
     for name, some in (("labels", responses), ("repairs", _repairs(run, train))):
         rows = [_row(r, neutral_comments=config.neutral_comments) for r in some]
         write_json_lines(run.workdir / f"label/{name}.jsonl", rows)
+    write_json_lines(run.workdir / "label/candidates.jsonl", [c._asdict() for c in candidates])
     summary: dict[str, Any] = {
         "cost": _cost(train, searcher.spent, seconds),
         "classes": {
@@ -51,14 +69,9 @@ def label(run: Run) -> None:
     run.finish("label", summary)
 
 
-def _responses(
-    run: Run, memo: Memo, journal: Journal, steps: list[int]
-) -> tuple[list[Response], float]:
-    """Judged responses of every checkpoint to training and validation prompts, and the seconds."""
+def _responses(run: Run, sampling: Sampling, journal: Journal, steps: list[int]) -> list[Response]:
+    """Judged responses of every checkpoint to training and validation prompts."""
     config = run.config.label
-    sampling = Sampling(
-        run, memo, samples=config.responses_per_prompt, temperature=config.temperature
-    )
     responses = []
     n = config.prompts + config.validation_prompts
     with Progress(n * len(steps), "label: responses", "prompts") as progress:
@@ -76,7 +89,23 @@ def _responses(
             attempts = sampling.run(params, starts, key, journal, f"respond/{step}", progress)
             for (split, problem), row in zip(prompts, attempts, strict=True):
                 responses += [make_response(run, problem, split, step, a) for a in row]
-    return responses, sampling.seconds
+    return responses
+
+
+def _candidates(run: Run, sampling: Sampling, step: int, journal: Journal) -> list[Candidate]:
+    """Judged responses of one checkpoint to validation prompts, those to a prompt side by side."""
+    asked = _slice(run.problems.validation, 0, run.config.label.validation_prompts)
+    times = -(-CANDIDATES // run.config.label.responses_per_prompt)
+    starts = [Start(problem) for problem in asked for _ in range(times)]
+    key = run.key(Stream.CANDIDATES)
+    rows = sampling.run(_policy(run, step), starts, key, journal, f"candidates/{step}")
+    found = []
+    for i, problem in enumerate(asked):
+        attempts = [a for row in rows[i * times : (i + 1) * times] for a in row]
+        for a in attempts[:CANDIDATES]:
+            ends = tuple(step_ends(run.lines(a.ids))[0].tolist())
+            found.append(Candidate(problem.task_id, a.passed, a.ids, ends))
+    return found
 
 
 def _policy(run: Run, step: int) -> Any:
@@ -124,9 +153,13 @@ def _groups(run: Run, responses: list[Response], steps: list[int]) -> dict[int, 
     failing = [r for r in responses if not r.passed]
     if run.config.label.completer == "policy":
         return {step: [r for r in failing if r.checkpoint == step] for step in steps}
+    return {_best(responses, steps): failing}
+
+
+def _best(responses: list[Response], steps: list[int]) -> int:
+    """The checkpoint most of whose responses to training prompts pass; the first of equals."""
     train = [r for r in responses if r.split == "train"]
-    best = max(steps, key=lambda step: sum(r.passed for r in train if r.checkpoint == step))
-    return {best: failing}
+    return max(steps, key=lambda step: sum(r.passed for r in train if r.checkpoint == step))
 
 
 def _cost(train: list[Response], spent: Spent, response_seconds: float) -> dict[str, float]:
@@ -199,3 +232,13 @@ def read_labels(run: Run, name: Literal["labels", "repairs"] = "labels") -> list
             )
         )
     return found
+
+
+def read_candidates(run: Run) -> list[Candidate]:
+    """The candidates that the label stage left, those of a problem side by side."""
+    path = run.workdir / "label/candidates.jsonl"
+    rows = hosts.first(lambda: path.read_text(encoding="utf-8")).split("\n")[:-1]
+    return [
+        Candidate(row["task_id"], row["passed"], tuple(row["ids"]), tuple(row["end_token"]))
+        for row in map(json.loads, rows)
+    ]

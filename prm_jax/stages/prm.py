@@ -14,10 +14,16 @@ import numpy as np
 from prm_jax import hosts
 from prm_jax.config import ConfigError
 from prm_jax.rl.labels import ResponseClass, loss_support, prm_targets, select
-from prm_jax.rl.statistics import auc_within_groups, calibration, first_error_report
+from prm_jax.rl.statistics import auc_within_groups, best_of_n, calibration, first_error_report
 from prm_jax.sharding import batch_sharding, batch_shards
 from prm_jax.stages.batches import Batches, right_pad
-from prm_jax.stages.label import LabelledResponse, read_labels
+from prm_jax.stages.label import (
+    CANDIDATES,
+    Candidate,
+    LabelledResponse,
+    read_candidates,
+    read_labels,
+)
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.style import style_probes
 from prm_jax.stages.supervised import fit
@@ -26,13 +32,14 @@ from prm_jax.steps.prm import make_prefix_scores, make_prm_step
 from prm_jax.steps.state import scalar_params
 from prm_jax.types import LabelBatch, Problem
 
+NO_STEP = -1.0  # the score of a response without a step
 THRESHOLD = 0.0  # a step whose score is below it counts as an error: halfway between the labels
 CALIBRATION_BINS = 10
 
 
 def prm(run: Run) -> None:
     config = run.config.prm
-    responses = read_labels(run)
+    responses, candidates = read_labels(run), read_candidates(run)
     train = _training_responses(run, [r for r in responses if r.split == "train"])
     if config.repairs:
         train += [r for r in read_labels(run, "repairs") if len(r.steps.labels)]
@@ -62,6 +69,7 @@ def prm(run: Run) -> None:
         batch_at,
     )
     quality = judge_prm(run, params, [r for r in responses if r.split == "validation"])
+    quality["choosing"] = judge_choosing(run, params, candidates)
     style = style_probes(run, functools.partial(step_scores, run, params), THRESHOLD)
     summary = {"steps": config.steps, "responses": len(train), "quality": quality}
     run.finish("prm", summary | {"style": style})
@@ -169,6 +177,40 @@ def judge_prm(run: Run, params: Any, responses: list[LabelledResponse]) -> dict[
         ]
         quality["by_oracle"] = quality_of(tasks, scores, true)
     return quality
+
+
+def judge_choosing(run: Run, params: Any, candidates: list[Candidate]) -> dict[str, Any]:
+    """How well the PRM chooses among the responses that the label stage kept for it (`choosing`).
+
+    They are the same for every PRM of these labels, so that PRMs can be compared, and an outcome
+    model (prm.loss_on) with a PRM.
+    """
+    by_id = {problem.task_id: problem for problem in run.problems.validation}
+    problems = [by_id[c.task_id] for c in candidates]
+    scores = step_scores(run, params, problems, [(c.ids, c.end_token) for c in candidates])
+    return choosing(scores, np.array([c.passed for c in candidates]), CANDIDATES)
+
+
+def choosing(scores: Sequence[np.ndarray], passed: np.ndarray, n: int) -> dict[str, Any]:
+    """What comes of choosing one of the `n` responses to each problem, which come side by side.
+
+    `pass_rate` of all; `any_of_n`, problems that one of them solves; `best_of_n`, problems solved
+    where the scores of its steps choose: the highest `lowest`, or the highest `last`.
+    """
+    by_problem = passed.reshape(-1, n)
+    keys = {
+        "lowest": [s.min() if len(s) else NO_STEP for s in scores],
+        "last": [s[-1] if len(s) else NO_STEP for s in scores],
+    }
+    return {
+        "responses_per_problem": n,
+        "pass_rate": float(passed.mean()),
+        "any_of_n": float(by_problem.any(axis=1).mean()),
+        "best_of_n": {
+            name: float(best_of_n(np.array(by).reshape(-1, n), by_problem, n).mean())
+            for name, by in keys.items()
+        },
+    }
 
 
 def quality_of(

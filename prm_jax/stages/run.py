@@ -54,6 +54,7 @@ class Stream(IntEnum):
     CRITIC_WARMUP = 12
     PLANS = 13
     INSPECT = 14
+    CANDIDATES = 15
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from prm_jax.study.intervals import Spread
 from prm_jax.study.tables import ArmRow
 
 
@@ -18,6 +19,10 @@ def decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def milli(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Column:
     field: str
@@ -28,15 +33,16 @@ class _Column:
 @dataclasses.dataclass(frozen=True)
 class DetailRow:
     name: str
-    values: tuple[float | None, ...]
-    shown: tuple[str, ...]  # the values as text
+    values: tuple[float | None, ...]  # means
+    shown: tuple[str, ...]  # the means with their intervals, as text
 
 
 @dataclasses.dataclass(frozen=True)
 class Detail:
     """A table with a row for an arm, or for a checkpoint of it.
 
-    Means over the seeds whose lines have the number, which older ones may not.
+    Means over the seeds whose lines have the number, which older ones may not, and half of their
+    intervals by seeds.
     """
 
     title: str
@@ -45,16 +51,29 @@ class Detail:
     rows: list[DetailRow]
 
 
+_LABELS = (
+    _Column("exact", "first error as the oracle"),
+    _Column("lines", "lines as the oracle"),
+    _Column("non_monotone", "not monotone"),
+    _Column("binary_agrees", "binary search agrees"),
+    _Column("completions", "completions per label"),
+    _Column("sampled_tokens", "tokens", count),
+    _Column("executions", "executions"),
+    _Column("seconds", "seconds", milli),
+)
 _PRM = (
-    _Column("labels_exact", "labels: first error as the oracle"),
-    _Column("exact", "PRM: exact"),
-    _Column("exact_by_oracle", "exact by the oracle"),
+    _Column("exact", "first error exact"),
+    _Column("exact_by_oracle", "by the oracle"),
     _Column("too_early", "too early"),
     _Column("too_late", "too late"),
     _Column("f1", "first-error F1"),
     _Column("auc", "AUC in problem"),
     _Column("ece", "ECE"),
-    _Column("completions_per_label", "completions per label"),
+    _Column("pass_rate", "one of 8 passes, %", percent),
+    _Column("lowest", "best of 8 by lowest score, %", percent),
+    _Column("last", "by last score, %", percent),
+    _Column("any_of_n", "any of 8, %", percent),
+    _Column("as_critic", "as the first critic: correlation"),
 )
 _TRAINING = (
     _Column("solved", "problems asked and ever solved, %", percent),
@@ -81,8 +100,16 @@ def details(arms: Sequence[ArmRow]) -> list[Detail]:
     """The tables that have rows, with the columns that have numbers."""
     found = [
         _detail(
-            "labels and PRM",
-            "Labels held against the oracle, and the PRM against labels of validation responses.",
+            "labels",
+            "Labels of failing responses held against the oracle and a search of every prefix, and "
+            "what a label took.",
+            _LABELS,
+            [(arm.name, arm.labels) for arm in arms if arm.labels],
+        ),
+        _detail(
+            "PRM",
+            "The PRM held against labels of validation responses, as a judge of whole programs, "
+            "and as the critic that PPO begins with (docs/results.md).",
             _PRM,
             [(arm.name, arm.prm) for arm in arms if arm.prm],
         ),
@@ -112,19 +139,25 @@ def _detail(
     title: str,
     caption: str,
     columns: Sequence[_Column],
-    rows: Sequence[tuple[str, Mapping[str, float]]],
+    rows: Sequence[tuple[str, Mapping[str, Spread]]],
 ) -> Detail:
     columns = [c for c in columns if any(c.field in values for _, values in rows)]
     return Detail(
         title,
-        caption,
+        f"{caption} Means over the seeds that have it, ± half of their interval by seeds.",
         tuple(column.title for column in columns),
         [
             DetailRow(
                 name,
-                tuple(values.get(column.field) for column in columns),
-                tuple(column.show(values.get(column.field)) for column in columns),
+                tuple(s.mean if (s := values.get(c.field)) else None for c in columns),
+                tuple(_shown(values.get(column.field), column.show) for column in columns),
             )
             for name, values in rows
         ],
     )
+
+
+def _shown(value: Spread | None, show: Callable[[float | None], str]) -> str:
+    if value is None or value.half is None:
+        return show(None if value is None else value.mean)
+    return f"{show(value.mean)} ± {show(value.half)}"

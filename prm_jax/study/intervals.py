@@ -6,6 +6,7 @@ alone. All seeds are judged on the same problems.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +25,24 @@ class Estimate:
     high: float | None
     bootstrap_low: float | None  # seeds and problems, both resampled
     bootstrap_high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A number that each seed has once: its mean, and half of its interval by seeds."""
+
+    mean: float
+    half: float | None  # None from one seed
+
+
+def spread(values: Sequence[float], *, confidence: float) -> Spread:
+    """mean +- t_{S-1} s / sqrt(S) of S >= 1 values, one of each seed."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Spread(mean, None)
+    standard_error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Spread(mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * standard_error)
 
 
 def estimate(

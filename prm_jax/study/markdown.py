@@ -58,7 +58,7 @@ def markdown(
         )
         for detail in more:
             rows = [(row.name, *row.shown) for row in detail.rows]
-            parts.append(f"{detail.caption} Means over the seeds that have it.")
+            parts.append(f"{detail.caption}")
             parts.append(_table((detail.title, *detail.columns), rows))
     if bad:
         parts.append("## Runs that failed or were cut short")

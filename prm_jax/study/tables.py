@@ -6,13 +6,13 @@ with the baseline seed by seed and problem by problem, over the seeds that both 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from prm_jax.study.arms import Arm, Study
-from prm_jax.study.intervals import Estimate, estimate
+from prm_jax.study.intervals import Estimate, Spread, estimate, spread
 from prm_jax.study.records import FINISHED, finished, lines_of
 from prm_jax.study.runs import StudyRun
 
@@ -34,9 +34,10 @@ class ArmRow:
     by_horizon: dict[str, float]
     programs: dict[str, float]  # means over seeds
     cpu_s: float | None  # of the last attempts, shared stages left out
-    prm: dict[str, float]
-    training: dict[str, float]  # what the rollouts solved, what plans decide, the critic's error
-    drift: dict[str, dict[str, float]]  # the PRM on the policy's checkpoints, by step
+    labels: dict[str, Spread]  # what they cost, and how right they are
+    prm: dict[str, Spread]
+    training: dict[str, Spread]  # what the rollouts solved, what plans decide, the critic's error
+    drift: dict[str, dict[str, Spread]]  # the PRM on the policy's checkpoints, by step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,11 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
     found = by_arm[arm.name]
     base = by_arm[study.baseline]
     records = list(found.values())
+
+    def spreads(tables: Sequence[dict[str, float | None]]) -> dict[str, Spread]:
+        columns = _columns(tables).items()
+        return {name: spread(some, confidence=study.confidence) for name, some in columns}
+
     return ArmRow(
         name=arm.name,
         about=arm.about,
@@ -127,18 +133,36 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
         by_horizon=_means([r["by_horizon"] for r in records]),
         programs=_means([r["programs"] for r in records]),
         cpu_s=_mean([r["cpu_s"] for r in records]),
-        prm=_means([_judged(r) for r in records]),
-        training=_means([_trained(r) for r in records]),
-        drift=_drift(records),
+        labels=spreads([_labelled(r) for r in records]),
+        prm=spreads([_judged(r) for r in records]),
+        training=spreads([_trained(r) for r in records]),
+        drift={step: spreads(some) for step, some in _drift(records).items()},
     )
 
 
-def _judged(record: Record) -> dict[str, float]:
-    """What is said of labels and PRM, where the arm has them."""
+def _labelled(record: Record) -> dict[str, float | None]:
+    """What labels took, and how they compare with the oracle and with a search of every prefix."""
+    labels, cost = record.get("labels", {}), record.get("label_cost", {})
+    n = max(cost.get("labels", 0), 1)
+    per_label = {
+        name: cost[name] / n
+        for name in ("completions", "sampled_tokens", "executions", "seconds")
+        if name in cost
+    }
+    return {
+        "exact": labels.get("oracle_first_error_exact"),
+        "lines": labels.get("oracle_line_agreement"),
+        "non_monotone": labels.get("dense_search", {}).get("non_monotone"),
+        "binary_agrees": labels.get("dense_search", {}).get("binary_agrees"),
+        **per_label,
+    }
+
+
+def _judged(record: Record) -> dict[str, float | None]:
+    """What is said of the PRM by itself, where the arm has one."""
     prm = record.get("prm", {})
-    error = prm.get("first_error", {})
-    found = {
-        "labels_exact": record.get("labels", {}).get("oracle_first_error_exact"),
+    error, best = prm.get("first_error", {}), prm.get("choosing", {}).get("best_of_n", {})
+    return {
         "exact": error.get("exact"),
         "exact_by_oracle": prm.get("by_oracle", {}).get("first_error", {}).get("exact"),
         "too_early": error.get("too_early"),
@@ -146,30 +170,32 @@ def _judged(record: Record) -> dict[str, float]:
         "f1": error.get("f1"),
         "auc": prm.get("auc_within_problem"),
         "ece": prm.get("ece"),
-        "completions_per_label": record.get("label_cost", {}).get("completions_per_label"),
+        "pass_rate": prm.get("choosing", {}).get("pass_rate"),
+        "lowest": best.get("lowest"),
+        "last": best.get("last"),
+        "any_of_n": prm.get("choosing", {}).get("any_of_n"),
+        "as_critic": prm.get("as_critic", {}).get("correlation"),
     }
-    return {name: value for name, value in found.items() if value is not None}
 
 
-def _trained(record: Record) -> dict[str, float]:
+def _trained(record: Record) -> dict[str, float | None]:
     """What the rollouts solved, what the policy's plans decide, and how good the critic is."""
     found = {}
     if (explored := record.get("exploration")) is not None:
         found["solved"] = explored["solved"] / max(explored["asked"], 1)
         found["solutions"] = explored["distinct_solutions"]
     critic = record.get("critic", {})
-    more = {
+    return found | {
         "plan_share": record.get("plans", {}).get("plan_share"),
         "critic_correlation": critic.get("correlation"),
         "critic_rmse": critic.get("rmse"),
         "critic_rmse_of_mean": critic.get("rmse_of_mean"),
     }
-    return found | {name: value for name, value in more.items() if value is not None}
 
 
-def _drift(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Means over seeds of what the PRM says of the policy's checkpoints, by step."""
-    by_step: dict[str, list[dict[str, float]]] = {}
+def _drift(records: Sequence[Record]) -> dict[str, list[dict[str, float | None]]]:
+    """What the PRM says of the policy's checkpoints, seed by seed, by step."""
+    by_step: dict[str, list[dict[str, float | None]]] = {}
     for record in records:
         for step, found in record.get("prm", {}).get("by_step_of_rl_prm", {}).items():
             oracle = found.get("by_oracle", {})
@@ -184,9 +210,8 @@ def _drift(records: Sequence[Record]) -> dict[str, dict[str, float]]:
                 "exact_by_oracle": oracle.get("first_error", {}).get("exact"),
                 "auc_by_oracle": oracle.get("auc_within_problem"),
             }
-            kept = {name: value for name, value in values.items() if value is not None}
-            by_step.setdefault(step, []).append(kept)
-    return {step: _means(some) for step, some in by_step.items()}
+            by_step.setdefault(step, []).append(values)
+    return by_step
 
 
 def _paired(study: Study, ours: dict[int, Record], theirs: dict[int, Record]) -> Estimate | None:
@@ -211,5 +236,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _means(tables: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each entry over the tables that have it."""
-    names = dict.fromkeys(name for table in tables for name in table)
-    return {n: math.fsum(v) / len(v) for n in names if (v := [t[n] for t in tables if n in t])}
+    return {name: math.fsum(some) / len(some) for name, some in _columns(tables).items()}
+
+
+def _columns(tables: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
+    """The numbers that tables have under each name; a None is none."""
+    found: dict[str, list[float]] = {}
+    for table in tables:
+        for name, value in table.items():
+            if value is not None:
+                found.setdefault(name, []).append(value)
+    return found

@@ -248,6 +248,34 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
     assert "No run is finished yet" in empty
 
 
+def test_details_are_means_with_half_of_their_interval_by_seeds():
+    """Three seeds by hand: mean .6, s = .1, and t = 4.303 of two degrees of freedom."""
+    records = lines(PASSES)
+    for record, exact in zip(
+        [r for r in records if r["arm"] == "dense"], (0.5, 0.6, 0.7), strict=True
+    ):
+        record["labels"] = {"oracle_first_error_exact": exact}
+        record["label_cost"] = {"labels": 50, "completions": 100, "seconds": 2.5}
+        record["prm"] = {
+            "first_error": {"exact": exact},
+            "choosing": {"pass_rate": 0.1, "best_of_n": {"lowest": 0.3, "last": 0.2}},
+        }
+    records[-1]["labels"]["dense_search"] = {"non_monotone": 0.04, "binary_agrees": 0.97}
+    table = set_table(STUDY, RUNS, records)
+    assert table is not None
+    found = {
+        d.title: dict(zip(d.columns, d.rows[0].shown, strict=True)) for d in details(table.arms)
+    }
+    half = 4.303 * 0.1 / math.sqrt(3)
+    assert found["labels"]["first error as the oracle"] == f"0.60 ± {half:.2f}"
+    assert found["labels"]["completions per label"] == "2.00 ± 0.00"
+    assert found["labels"]["seconds"] == "0.050 ± 0.000"
+    assert found["labels"]["not monotone"] == "0.04"  # known of one seed
+    assert found["PRM"]["first error exact"] == f"0.60 ± {half:.2f}"
+    assert found["PRM"]["best of 8 by lowest score, %"] == "30.0 ± 0.0"
+    assert "any of 8, %" not in found["PRM"]  # nobody has it
+
+
 def test_arms_are_drawn_against_the_programs_that_they_took(tmp_path):
     from prm_jax.report.study import write_study
 

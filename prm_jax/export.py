@@ -225,13 +225,13 @@ def _what(config: Config, stage: str, role: str) -> str:
         "It scores programs line by line. The logit at the last token of a line is the score of "
         "the program up to and including that line: "
     )
-    meaning = {
-        "binary": (
+    if config.prm.target == "binary":
+        meaning = (
             "near 1 where the line search found that the program can still be completed to one "
             "that passes its unit tests, near -1 where no completion passed"
-        ),
-        "rate": "the share of sampled completions that pass the unit tests, mapped to -1 ... 1",
-    }[config.prm.target]
+        )
+    else:
+        meaning = "the share of sampled completions that pass the unit tests, mapped to -1 ... 1"
     return f"{first}{meaning}. Clip it to [-1, 1]; at other tokens it means nothing."
 
 

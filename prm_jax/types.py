@@ -186,11 +186,11 @@ class TokenBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LabelBatch:
-    """Responses with a label where a line ends: the PRM's loss reads `labels` under `mask`."""
+    """Responses with a label where a line ends; `weights` are 0 elsewhere in the PRM's loss."""
 
     tokens: Int[jax.Array, "B T"]
     valid: Bool[jax.Array, "B T"]
-    mask: Bool[jax.Array, "B T"]
+    weights: Float[jax.Array, "B T"]
     labels: Float[jax.Array, "B T"]
 
 

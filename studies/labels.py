@@ -34,6 +34,11 @@ LABELS = (
         {"prm.target": "rate", "label.wave": 8},
         about="shares of passing completions as targets",
     ),
+    Arm(
+        "counts",
+        {"prm.target": "counts", "label.wave": 8},
+        about="the same, each weighing as many as its completions",
+    ),
 )
 
 PRMS = (

@@ -200,7 +200,7 @@ PASSING = labelled([1, 0, 1], [0, 0, 0], [0, 0, 0])
 
 
 @pytest.mark.parametrize(
-    ("steps", "passed", "target", "loss_on", "targets", "counted"),
+    ("steps", "passed", "target", "loss_on", "targets", "weighs"),
     [
         (FAILING, False, "binary", "all", [1, 1, 0, -1, -1], "11111"),
         (FAILING, False, "binary", "first_error", [1, 1, 0, -1, -1], "11110"),
@@ -212,14 +212,18 @@ PASSING = labelled([1, 0, 1], [0, 0, 0], [0, 0, 0])
         (PASSING, True, "binary", "outcome", [1] * 3, "001"),
         # The last line may be a comment: the outcome is the outcome.
         (labelled([1, 0], [0, 0], [0, 0]), True, "binary", "outcome", [1, 1], "01"),
+        # Each weighs as many as its completions; one that was inferred, or a comment, 1.
+        (FAILING, False, "counts", "all", [1, 0.5, 0, -1, -1], "14181"),
+        (FAILING, False, "counts", "first_error", [1, 0.5, 0, -1, -1], "14180"),
+        (PASSING, True, "counts", "all", [1, 0, 1], "111"),
         (labelled([], [], []), False, "rate", "all", [], ""),
         (labelled([], [], []), False, "binary", "outcome", [], ""),
     ],
 )
-def test_targets_of_the_prm_by_hand(steps, passed, target, loss_on, targets, counted):
-    found, support = prm_targets(steps, passed, target=target, loss_on=loss_on)
+def test_targets_of_the_prm_by_hand(steps, passed, target, loss_on, targets, weighs):
+    found, weights = prm_targets(steps, passed, target=target, loss_on=loss_on)
     assert found.tolist() == targets
-    assert support.tolist() == [c == "1" for c in counted]
+    assert weights.tolist() == [int(c) for c in weighs]
 
 
 @fixed

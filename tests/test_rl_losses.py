@@ -133,7 +133,7 @@ def test_padding_reaches_no_loss_and_no_gradient(junk):
     losses = [
         lambda x, y, z, w: policy_loss(x, y, z, mask),
         lambda x, y, z, w: ppo_value_loss(x, y, z, mask, value_clip=0.2),
-        lambda x, y, z, w: (prm_loss(x, w, mask), {}),
+        lambda x, y, z, w: (prm_loss(x, w, mask.astype(jnp.float32)), {}),
         lambda x, y, z, w: (next_token_loss(x, mask), {}),
     ]
     dirty = [jnp.where(mask, x, junk) for x in (a, b, c, d)]
@@ -228,10 +228,30 @@ def test_explained_variance_at_its_landmarks():
 def test_prm_loss_by_hand():
     # (0.5 - 1)^2, (0.5 - -1)^2, (0.5 - 0)^2: a neutral label is a target like the others
     scores, labels = jnp.full((1, 4), 0.5), jnp.array([[1, -1, 0, 7]])
-    mask = jnp.array([[True, True, True, False]])
-    value, gradient = jax.value_and_grad(prm_loss)(scores, labels, mask)
+    weights = jnp.array([[1.0, 1.0, 1.0, 0.0]])
+    value, gradient = jax.value_and_grad(prm_loss)(scores, labels, weights)
     np.testing.assert_allclose(value, (0.25 + 2.25 + 0.25) / 3, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[-1 / 3, 1, 1 / 3, 0]], rtol=1e-6)
+    assert prm_loss(scores, labels, 0 * weights) == 0
+
+
+def test_a_weighted_prm_loss_is_that_of_every_single_completion():
+    """A score is drawn to each of K outcomes as it is to their mean, K times."""
+    outcomes = [[1, 1, -1, 1], [-1, -1]]
+    scores = jnp.array([0.3, -0.6])
+
+    def singly(s):
+        pairs = [(i, o) for i, row in enumerate(outcomes) for o in row]
+        return prm_loss(
+            jnp.stack([s[i] for i, _ in pairs])[None],
+            jnp.array([[float(o) for _, o in pairs]]),
+            jnp.ones((1, len(pairs))),
+        )
+
+    means = jnp.array([[np.mean(row) for row in outcomes]])
+    weights = jnp.array([[float(len(row)) for row in outcomes]])
+    together = jax.grad(lambda s: prm_loss(s[None], means, weights))(scores)
+    np.testing.assert_allclose(together, jax.grad(singly)(scores), rtol=1e-6)
 
 
 def test_recalibration_is_least_squares():

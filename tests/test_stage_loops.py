@@ -226,9 +226,13 @@ def run_prm(monkeypatch, traces: Traces) -> list:
     run = run_with(monkeypatch, prm_stage, CONFIG, traces, problems)
     monkeypatch.setattr(prm_stage, "make_prm_step", make_prm_step)
     monkeypatch.setattr(prm_stage, "read_labels", lambda run: responses)
+    monkeypatch.setattr(prm_stage, "read_candidates", lambda run: ["candidates"])
     monkeypatch.setattr(
-        prm_stage, "judge_prm", lambda run, params, found: [int(r.task_id[1:]) for r in found]
+        prm_stage,
+        "judge_prm",
+        lambda run, params, found: {"responses": [int(r.task_id[1:]) for r in found]},
     )
+    monkeypatch.setattr(prm_stage, "judge_choosing", lambda run, params, found: found)
     monkeypatch.setattr(prm_stage, "style_probes", lambda run, score, threshold: {})
     prm_stage.prm(run)
     return seen
@@ -380,14 +384,16 @@ def test_the_prm_starts_from_the_sft_trunk_and_learns_training_labels_only(monke
     found = set()
     for params, batch in seen:
         assert params == "scalar on trunk of sft/policy"
-        assert batch.tokens[batch.mask].tolist() == [TOKENIZER.eos_id] * 2
+        assert batch.tokens[batch.weights > 0].tolist() == [TOKENIZER.eos_id] * 2
         for tokens, valid, label in zip(
-            batch.tokens, batch.valid, batch.labels[batch.mask], strict=True
+            batch.tokens, batch.valid, batch.labels[batch.weights > 0], strict=True
         ):
             found.add((TOKENIZER.decode(tokens[valid]), int(label)))
     assert found == {(f"{i}?{i}", i % 2 * 2 - 1) for i in range(5)}
     summary = traces.events[-1][1]
-    assert summary["responses"] == 5 and summary["quality"] == [5, 6, 7]  # the validation ones
+    assert summary["responses"] == 5
+    quality = summary["quality"]
+    assert quality == {"responses": [5, 6, 7], "choosing": ["candidates"]}  # the validation ones
 
 
 def test_each_rl_step_learns_from_its_own_rollout(monkeypatch):

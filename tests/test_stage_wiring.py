@@ -225,7 +225,7 @@ def test_a_batch_of_the_prm_has_each_label_at_the_token_that_ends_its_step():
     for loss_on, items in wanted.items():
         run = run_with(Config(prm=PRMConfig(loss_on=loss_on)))
         batch = prm_stage._batch(run, [TOKENIZER.encode(p) for p in prompts], responses)
-        tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask)
+        tokens, mask = np.asarray(batch.tokens), np.asarray(batch.weights) > 0
         found = [
             ("$" if t == TOKENIZER.eos_id else TOKENIZER.decode([t])) + "-0+"[int(label) + 1]
             for t, label in zip(tokens[mask], np.asarray(batch.labels)[mask], strict=True)
@@ -243,14 +243,16 @@ def test_a_batch_of_the_prm_may_hold_rates_or_outcomes():
         dataclasses.replace(failing, steps=counts),
         labelled("h8\ni9", ("8\n", 1), ("$", 1), passed=True),
     ]
-    for config, wanted in (
-        (PRMConfig(target="rate"), [1, 0.5, -1, 1, 1]),
-        (PRMConfig(loss_on="outcome"), [-1, 1]),
+    for config, wanted, weights in (
+        (PRMConfig(target="rate"), [1, 0.5, -1, 1, 1], [1] * 5),
+        (PRMConfig(target="counts"), [1, 0.5, -1, 1, 1], [1, 4, 8, 1, 1]),
+        (PRMConfig(loss_on="outcome"), [-1, 1], [1, 1]),
     ):
         run = run_with(Config(prm=config, label=LabelConfig(wave=8)))
         batch = prm_stage._batch(run, [TOKENIZER.encode("?")] * 2, responses)
-        mask = np.asarray(batch.mask)
+        mask = np.asarray(batch.weights) > 0
         assert np.asarray(batch.labels)[mask].tolist() == wanted
+        assert np.asarray(batch.weights)[mask].tolist() == weights
         assert (np.asarray(batch.tokens)[mask][-1]) == TOKENIZER.eos_id
 
 

@@ -412,7 +412,7 @@ def test_prm_regresses_on_labels_at_masked_line_ends_only():
     text = text_batch()
     ends = text.mask & (text.tokens % 3 == 0)
     labels = np.where(text.tokens % 2 == 0, 1.0, -1.0).astype(np.float32)
-    batch = LabelBatch(text.tokens, text.valid, ends, labels)
+    batch = LabelBatch(text.tokens, text.valid, ends.astype(np.float32), labels)
     n_steps = 100
     tx = adamw_cosine(
         steps=n_steps, learning_rate=1e-2, warmup_steps=2, weight_decay=0.0, max_grad_norm=1.0

@@ -8,7 +8,7 @@ import pytest
 
 from prm_jax.config import MeshConfig, ModelConfig
 from prm_jax.model.heads import ScalarModel
-from prm_jax.rl.losses import masked_mean
+from prm_jax.rl.losses import prm_loss
 from prm_jax.sharding import batch_sharding, count_parts, init_params, make_mesh
 from prm_jax.steps.prm import make_prm_step
 from prm_jax.steps.state import gradients, new_state
@@ -20,20 +20,19 @@ ROWS, T = 32, 6
 
 
 def labels() -> LabelBatch:
-    """Rows with none to all of their tokens labelled, so that parts weigh differently."""
+    """Rows with none to all of their tokens labelled, and unlike: parts weigh differently."""
     rng = np.random.default_rng(0)
     mask = rng.random((ROWS, T)) < np.linspace(0, 1, ROWS)[:, None]
     return LabelBatch(
         tokens=jnp.asarray(rng.integers(1, 16, (ROWS, T)), jnp.int32),
         valid=jnp.ones((ROWS, T), bool),
-        mask=jnp.asarray(mask),
+        weights=jnp.asarray(mask * rng.integers(1, 5, mask.shape), jnp.float32),
         labels=jnp.asarray(rng.normal(size=(ROWS, T)), jnp.float32),
     )
 
 
 def squared_error(params, frozen, batch):
-    error = jnp.square(params["a"] * batch.tokens + params["b"] + frozen - batch.labels)
-    value = masked_mean(error, batch.mask)
+    value = prm_loss(params["a"] * batch.tokens + params["b"] + frozen, batch.labels, batch.weights)
     return value, {"loss": value}
 
 
@@ -46,7 +45,7 @@ def test_parts_weigh_as_their_tokens(mesh, rows):
         with jax.set_mesh(mesh):
             return jax.jit(
                 lambda p, b: gradients(
-                    squared_error, lambda b: b.mask, p, 0.1, b, mesh, rows_at_once
+                    squared_error, lambda b: b.weights, p, 0.1, b, mesh, rows_at_once
                 )
             )(params, batch)
 
@@ -58,7 +57,9 @@ def test_rows_stay_on_their_device():
     batch = jax.device_put(labels(), batch_sharding(EIGHT))
     with jax.set_mesh(EIGHT):
         text = (
-            jax.jit(lambda p, b: gradients(squared_error, lambda b: b.mask, p, 0.1, b, EIGHT, 1)[0])
+            jax.jit(
+                lambda p, b: gradients(squared_error, lambda b: b.weights, p, 0.1, b, EIGHT, 1)[0]
+            )
             .lower({"a": jnp.float32(1), "b": jnp.float32(1)}, batch)
             .compile()
             .as_text()

@@ -111,9 +111,10 @@ class Config(Section):
             not self.value_init or self.ppo.advantage != "group",
             "false with ppo.advantage = 'group', which has no critic",
         )
-        if self.prm.target == "rate" and self.label.wave < self.label.samples_per_prefix:
+        if self.prm.target != "binary" and self.label.wave < self.label.samples_per_prefix:
             raise ConfigError(
-                f"label.wave = {self.label.wave} is not allowed with prm.target = 'rate': a probe "
+                f"label.wave = {self.label.wave} is not allowed with prm.target = "
+                f"{self.prm.target!r}: a probe "
                 "ends with the first wave that has a pass, which makes rates too high; give one "
                 f"wave of label.samples_per_prefix = {self.label.samples_per_prefix}"
             )

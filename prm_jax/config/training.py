@@ -265,19 +265,21 @@ class PRMConfig(_SupervisedConfig):
     loss_on: Literal["all", "first_error", "outcome"] = "first_error"
     """All lines (paper), or the lines up to and including the first -1. outcome: the last line
     alone, with whether the program passes: an outcome model from the same responses."""
-    target: Literal["binary", "rate"] = "binary"
+    target: Literal["binary", "rate", "counts"] = "binary"
     """binary: the label, +1 or -1 (paper). rate: the share of completions that passed, mapped to
-    -1 ... 1, at the prefixes that were completed."""
+    -1 ... 1, at the prefixes that were completed. counts: the same, each prefix weighing as many as
+    its completions."""
 
     def __post_init__(self):
         super().__post_init__()
         self._positive("steps")
         self._one_of("loss_on", "all", "first_error", "outcome")
-        self._one_of("target", "binary", "rate")
+        self._one_of("target", "binary", "rate", "counts")
         self._require(
             "repairs",
             not self.repairs or self.target == "binary",
-            "false with prm.target = 'rate': a repair passed, whatever the rate of its prefix is",
+            f"false with prm.target = {self.target!r}: a repair passed, whatever the rate of its "
+            "prefix is",
         )
         self._require(
             "target",

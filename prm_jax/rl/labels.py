@@ -21,7 +21,7 @@ from prm_jax.types import LineKind, PrefixLabels
 
 Selection = Literal["full", "remove_hard", "medium_only", "revised_only"]
 LossOn = Literal["all", "first_error", "outcome"]
-Target = Literal["binary", "rate"]
+Target = Literal["binary", "rate", "counts"]
 
 
 # --------------------------------------------------------------------------------------- the search
@@ -245,23 +245,29 @@ def loss_support(
 
 def prm_targets(
     steps: PrefixLabels, passed: bool, *, target: Target, loss_on: LossOn
-) -> tuple[Float[np.ndarray, "M"], Bool[np.ndarray, "M"]]:
-    """What a response teaches the PRM, `(targets, counted)`: a target in [-1, 1] for each step.
+) -> tuple[Float[np.ndarray, "M"], Float[np.ndarray, "M"]]:
+    """What a response teaches the PRM, `(targets, weights)`: a target in [-1, 1] for each step.
 
     binary: the labels, -1, 0 or +1 (paper). rate: 2 passes / samples - 1 where the step's prefix
     was completed (Math-Shepherd, arXiv 2312.08935), and the label where the search inferred it, in
-    passing responses, and at neutral steps. With loss on the outcome the targets are +1 in a
-    passing response and -1 in a failing one, whatever its last line is.
+    passing responses, and at neutral steps. counts: the same targets, each weighing as many as the
+    completions that it is the mean of, so that the loss is that of every single completion (but for
+    a constant: sum_k (R - o_k)^2 = K (R - mean o)^2 + ...); a step that nobody completed weighs 1,
+    the response itself. Else all steps that the loss counts weigh 1. With loss on the outcome the
+    targets are +1 in a passing response and -1 in a failing one, whatever its last line is.
     """
     labels = np.array(steps.labels, dtype=np.float64)
-    counted = loss_support(np.array(steps.labels, dtype=np.int64), loss_on)
+    weights = loss_support(np.array(steps.labels, dtype=np.int64), loss_on).astype(np.float64)
     if loss_on == "outcome":
-        return np.full(len(labels), 1.0 if passed else -1.0), counted
+        return np.full(len(labels), 1.0 if passed else -1.0), weights
     match target:
         case "binary":
-            return labels, counted
-        case "rate":
+            return labels, weights
+        case "rate" | "counts":
             samples = np.array(steps.samples, dtype=np.float64)
             rate = 2 * np.array(steps.passes) / np.maximum(samples, 1) - 1
-            return np.where((samples > 0) & (labels != 0), rate, labels), counted
-    raise ValueError(f"target = {target!r} is not allowed: it must be binary or rate")
+            completed = (samples > 0) & (labels != 0)
+            if target == "counts":
+                weights *= np.where(completed, samples, 1.0)
+            return np.where(completed, rate, labels), weights
+    raise ValueError(f"target = {target!r} is not allowed: it must be binary, rate or counts")

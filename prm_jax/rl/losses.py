@@ -121,13 +121,16 @@ def explained_variance(
 
 
 def prm_loss(
-    scores: Float[Array, "B T"], labels: Real[Array, "B T"], mask: Bool[Array, "B T"]
+    scores: Float[Array, "B T"], labels: Real[Array, "B T"], weights: Float[Array, "B T"]
 ) -> Scalar:
-    """Mean squared error on labelled prefixes, mean (R(x, y<=m) - l_m)^2 over the masked line ends.
+    """Mean squared error on labelled prefixes, sum w_m (R(x, y<=m) - l_m)^2 / sum w_m.
 
-    Source: arXiv 2410.17621, section 3.2.
+    The weights w are 0 elsewhere; where all are 0, so is the loss. Source: arXiv 2410.17621,
+    section 3.2, where all prefixes weigh the same.
     """
-    return masked_mean(jnp.square(_masked(scores, mask) - _masked(labels, mask)), mask)
+    error = jnp.square(_masked(scores, weights > 0) - _masked(labels, weights > 0))
+    total = weights.sum()
+    return (weights * error).sum() / jnp.where(total > 0, total, 1.0)
 
 
 def recalibrate(

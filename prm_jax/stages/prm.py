@@ -96,17 +96,17 @@ def _batch(run: Run, prompts: list[list[int]], responses: list[LabelledResponse]
         [prompt + list(r.ids) for prompt, r in zip(prompts, responses, strict=True)],
         run.tokenizer.pad_id,
     )
-    mask = np.zeros(tokens.shape, bool)
+    weights = np.zeros(tokens.shape, np.float32)
     labels = np.zeros(tokens.shape, np.float32)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         columns = len(prompt) + np.array(response.end_token)
-        labels[row, columns], mask[row, columns] = prm_targets(
+        labels[row, columns], weights[row, columns] = prm_targets(
             response.steps,
             response.passed,
             target=run.config.prm.target,
             loss_on=run.config.prm.loss_on,
         )
-    return LabelBatch(*hosts.place((tokens, valid, mask, labels), batch_sharding(run.mesh)))
+    return LabelBatch(*hosts.place((tokens, valid, weights, labels), batch_sharding(run.mesh)))
 
 
 def step_scores(

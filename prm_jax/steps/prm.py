@@ -30,17 +30,18 @@ def make_prm_step(
     `state.params` and `frozen` are the two halves of the parameters (model/lora.py);
     `rows_at_once` is that of `gradients`.
 
-    The loss is the mean over labelled prefixes of (R(x, y<=m) - l_m)^2 (paper, section 3.2).
+    The loss is the weighted mean over labelled prefixes of (R(x, y<=m) - l_m)^2 (paper, section
+    3.2; rl/labels.prm_targets has the weights).
     """
 
     def loss(trained, frozen, batch: LabelBatch):
         scores = prefix_scores(model, join(trained, frozen), batch.tokens, batch.valid)
-        value = prm_loss(scores, batch.labels, batch.mask)
+        value = prm_loss(scores, batch.labels, batch.weights)
         return value, {"prm/loss": value}
 
     def step(state: TrainState, frozen, batch: LabelBatch):
         grads, metrics = gradients(
-            loss, lambda batch: batch.mask, state.params, frozen, batch, mesh, rows_at_once
+            loss, lambda batch: batch.weights, state.params, frozen, batch, mesh, rows_at_once
         )
         state, grad_norm = apply_gradients(state, grads, tx)
         return state, metrics | {"prm/grad_norm": grad_norm}

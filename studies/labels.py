@@ -1,58 +1,20 @@
-"""What makes labels and PRM good, and does it show in the policy?
+"""What does a label cost, and how right is it?
 
     python -m prm_jax.study --study studies/labels.py
 
-Every arm changes one choice of the labels or of the PRM. PPO and its 50 steps are those of
-studies/default.py; responses and steps of the PRM are half of that study's, which is what
-configs/tiny.py has, so that all arms of a seed fit into an hour of two cores. Labels are held
-against the exact oracle and against a search of every prefix, PRMs against responses of problems
-that they never saw, and as judges of the same whole programs, an outcome model among them.
+Every arm labels the same responses in another way (but for `cool`, whose responses are cooler,
+too): who completes, how often, and which prefixes. No PRM is trained by them; first errors are held
+against the exact oracle, and the search of every prefix says how often completions are not
+monotone. Responses are those of the baseline of studies/default.py, 1,200 a seed.
 """
 
-from prm_jax.config import ChainsConfig, Config, EvaluateConfig, ProblemsConfig
+from prm_jax.config import ChainsConfig, Config, EvaluateConfig, LabelConfig, ProblemsConfig
 from prm_jax.study import Arm, Study
 
-LABELS = (
-    Arm(
-        "commented",
-        {"label.neutral_comments": False},
-        about="comments labelled as any other line",
-    ),
-    Arm(
-        "completer_policy",
-        {"label.completer": "policy"},
-        about="completed by whoever wrote the response (paper)",
-    ),
-    Arm("k4", {"label.samples_per_prefix": 4}, about="K = 4 completions of a prefix"),
-    Arm("k20", {"label.samples_per_prefix": 20}, about="K = 20 (paper)"),
-    Arm("cool_labels", {"label.temperature": 0.6}, about="completions at temperature 0.6"),
-    Arm("binary_search", {"label.search": "binary"}, about="the middle is probed (paper)"),
-    Arm("dense_search", {"label.search": "dense"}, about="every prefix is probed"),
-    Arm("settled", {"label.settle": 0.05}, about="a prefix is given up early"),
-    Arm(
-        "soft_labels",
-        {"prm.target": "rate", "label.wave": 8},
-        about="shares of passing completions as targets",
-    ),
-    Arm(
-        "counts",
-        {"prm.target": "counts", "label.wave": 8},
-        about="the same, each weighing as many as its completions",
-    ),
-)
 
-PRMS = (
-    Arm("all_lines", {"prm.loss_on": "all"}, about="PRM's loss on all lines (paper)"),
-    Arm("outcome_model", {"prm.loss_on": "outcome"}, about="an outcome model for a PRM"),
-    Arm("full_data", {"prm.selection": "full"}, about="all labelled responses"),
-    Arm("medium_only", {"prm.selection": "medium_only"}, about="problems of medium difficulty"),
-    Arm(
-        "revised_only",
-        {"prm.selection": "revised_only", "prm.loss_on": "all"},
-        about="Revised responses, loss on all lines (paper)",
-    ),
-    Arm("repairs", {"prm.repairs": True}, about="completions that passed train the PRM too"),
-)
+def _arm(name: str, about: str, **changed: object) -> Arm:
+    settings = {f"label.{field}": value for field, value in changed.items()}
+    return Arm(name, settings, measure="label", about=about)
 
 
 def get_study() -> Study:
@@ -60,16 +22,22 @@ def get_study() -> Study:
         name="labels",
         config=Config(
             value_init=False,
-            problems=ProblemsConfig(chains=ChainsConfig(test_horizons=(6, 8), final=500)),
+            problems=ProblemsConfig(chains=ChainsConfig(test_horizons=(6, 8))),
+            label=LabelConfig(prompts=300, validation_prompts=8),
             evaluate=EvaluateConfig(samples=5),
         ),
         seeds=(0, 1, 2),
         baseline="ppo",
         arms=(
-            Arm("ppo", measure="rl", about="PPO on unit tests"),
-            Arm("dense", about="DenseReward, labels and PRM as the defaults have them"),
-            *PRMS,
-            *LABELS,
+            Arm("ppo", measure="rl", about="writes the responses"),
+            _arm("as_it_is", "K = 8 by the best checkpoint, prefixes at the least expected cost"),
+            _arm("binary", "the middle prefix (paper)", search="binary"),
+            _arm("dense", "every prefix", search="dense"),
+            _arm("k4", "K = 4", samples_per_prefix=4),
+            _arm("k20", "K = 20 (paper)", samples_per_prefix=20),
+            _arm("settled", "given up where a pass is unlikely", settle=0.05),
+            _arm("cool", "completions and responses at temperature 0.6", temperature=0.6),
+            _arm("by_writer", "by whoever wrote the response (paper)", completer="policy"),
         ),
-        about="DenseReward with one choice of labels or PRM changed.",
+        about="One choice of the labels changed.",
     )

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from prm_jax.config import Config, ConfigError
 from prm_jax.config_file import run_file
 
-Measured = Literal["sft", "rl", "rl_prm"]
+Measured = Literal["sft", "rl", "label", "prm", "rl_prm"]
+POLICIES = ("sft", "rl", "rl_prm")  # what these stages leave can be judged by pass@1
 Settings = Mapping[str, Any] | Callable[[Config], Config]
 
 
@@ -22,7 +23,8 @@ class Arm:
     settings: Settings = dataclasses.field(default_factory=dict)
     """Settings by path, `{"dense.form": "progress"}`, or a function of the study's config."""
     measure: Measured = "rl_prm"
-    """The stage whose policy is the arm's; only the stages that it needs are run."""
+    """The stage whose policy is the arm's; only the stages that it needs are run. `label` and `prm`
+    train none: such an arm is judged by its labels and its PRM alone, at a fraction of the cost."""
     shares: str = ""
     """An arm listed before this one whose stages up to `through` serve this one too, even where
     its settings for these stages differ: a change of `ppo` then concerns the measured stage only,
@@ -80,10 +82,14 @@ class Study:
         for field, name in [(field, name) for field, some in named.items() for name in some]:
             if name not in names:
                 raise ConfigError(f"{field} = {name!r} is no arm; {_nearest(name, names)}")
-        for i, arm in enumerate(self.arms):
-            if arm.measure not in ("sft", "rl", "rl_prm"):
+            if self.arm(name).measure not in POLICIES:
                 raise ConfigError(
-                    f"{arm.name}: measure = {arm.measure!r} must be sft, rl or rl_prm"
+                    f"{field} = {name!r} has no pass@1: it measures {self.arm(name).measure!r}"
+                )
+        for i, arm in enumerate(self.arms):
+            if arm.measure not in ("sft", "rl", "label", "prm", "rl_prm"):
+                raise ConfigError(
+                    f"{arm.name}: measure = {arm.measure!r} must be sft, rl, label, prm or rl_prm"
                 )
             if arm.through not in ("sft", "rl", "label", "prm"):
                 raise ConfigError(

@@ -32,9 +32,8 @@ def markdown(
                 [_cells(arm) for arm in arms],
             )
         )  # fmt: skip
-        if len(arms) < len(table.arms):
-            left = ", ".join(f"`{arm.name}`" for arm in table.arms if arm.pass_at_1 is None)
-            parts.append(f"No run is finished of {left}.")
+        if left := [f"`{arm.name}`" for arm in table.arms if not arm.finished]:
+            parts.append(f"No run is finished of {', '.join(left)}.")
         if table.ordering:
             parts.append("Expected order, beyond two standard errors over seeds:")
             parts.append("\n".join(f"- {_said(step)}" for step in table.ordering))

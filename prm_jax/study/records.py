@@ -13,7 +13,7 @@ from typing import Any
 from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.config_file import differences
 from prm_jax.stages.run import deciding
-from prm_jax.study.arms import Study
+from prm_jax.study.arms import POLICIES, Study
 from prm_jax.study.runs import StudyRun
 
 FINISHED, FAILED, ABANDONED = "finished", "failed", "abandoned"
@@ -110,31 +110,31 @@ def described(study: Study, run: StudyRun) -> dict[str, Any]:
 
 
 def outcome(run: StudyRun, workdir: Path) -> dict[str, Any]:
-    """What a finished run measured, from the files that its stages left.
+    """What a finished run measured, from the files that its stages left; pass@1 of a policy.
 
     Raises OSError, ValueError or KeyError if they are not what a finished run leaves.
     """
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    arm = results["arms"][run.arm.measure]
-    n, samples = arm["pass_at_1"]["n"], arm["samples"]
-    rows = _json_lines(workdir / "evaluate" / f"{run.arm.measure}.jsonl")
-    # The first set comes first, all samples of a problem together.
-    passed = [int(row["passed"]) for row in rows[: n * samples]]
-    found = {
-        "n": n,
-        "samples": samples,
-        "temperature": arm["temperature"],
-        "pass_at_1": arm["pass_at_1"]["value"],
-        "by_horizon": {h: e["value"] for h, e in arm["by_horizon"].items()},
-        "passes": [sum(passed[i : i + samples]) for i in range(0, len(passed), samples)],
-        "programs": programs(run, workdir),
-        "versions": results["versions"],
-    }
-    for name in ("exploration", "plans", "critic"):
-        if name in arm:
-            found[name] = arm[name]
-    if "test_long" in arm:
-        found["long"] = arm["test_long"]["pass_at_1"]["value"]
+    found = {"programs": programs(run, workdir), "versions": results["versions"]}
+    if run.arm.measure in POLICIES:
+        arm = results["arms"][run.arm.measure]
+        n, samples = arm["pass_at_1"]["n"], arm["samples"]
+        rows = _json_lines(workdir / "evaluate" / f"{run.arm.measure}.jsonl")
+        # The first set comes first, all samples of a problem together.
+        passed = [int(row["passed"]) for row in rows[: n * samples]]
+        found |= {
+            "n": n,
+            "samples": samples,
+            "temperature": arm["temperature"],
+            "pass_at_1": arm["pass_at_1"]["value"],
+            "by_horizon": {h: e["value"] for h, e in arm["by_horizon"].items()},
+            "passes": [sum(passed[i : i + samples]) for i in range(0, len(passed), samples)],
+        }
+        for name in ("exploration", "plans", "critic"):
+            if name in arm:
+                found[name] = arm[name]
+        if "test_long" in arm:
+            found["long"] = arm["test_long"]["pass_at_1"]["value"]
     for name in ("label_cost", "labels", "prm"):
         if name in results and "label" in run.stages:
             found[name] = results[name]

@@ -21,7 +21,7 @@ from typing import Any
 from prm_jax.config import to_json
 from prm_jax.metrics import duration, say
 from prm_jax.stages.run import write_atomically
-from prm_jax.study.arms import Study, with_settings
+from prm_jax.study.arms import POLICIES, Study, with_settings
 from prm_jax.study.records import (
     ABANDONED,
     FAILED,
@@ -205,7 +205,8 @@ class Runner:
     def _after(self, child: "_Child") -> bool:
         """What follows on a process that ended: the next one of its run, or a line."""
         run = child.run
-        if child.exit_code == 0 and self._study.greedy and not child.greedy:
+        greedy = self._study.greedy and run.arm.measure in POLICIES
+        if child.exit_code == 0 and greedy and not child.greedy:
             workdir = child.workdir / "greedy"
             judged = (run.keys[stage] for stage in ("sft", run.arm.measure))
             take_stages(run, workdir, dict.fromkeys(judged, child.workdir))
@@ -257,9 +258,11 @@ class Runner:
                 "made": made,
                 "shared": kept["shared"],
             }
-        add_record(self._records, line | (found or {}))
+        found = found or {}
+        add_record(self._records, line | found)
         about = f" in {duration(line['wall_s'])}" if child is not None else ""
-        result = f", pass@1 {100 * found['pass_at_1']:.1f} %" if found else ""
+        passing = found.get("pass_at_1")
+        result = "" if passing is None else f", pass@1 {100 * passing:.1f} %"
         say(f"{run.name}: {status}{about}{result}" + (f": {error}" if error else ""))
 
     def _record_cut_short(self, run: StudyRun) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from prm_jax.config import Config, ConfigError, to_json
 from prm_jax.stages.run import deciding
-from prm_jax.study.arms import Arm, Study, with_settings
+from prm_jax.study.arms import POLICIES, Arm, Study, with_settings
 from prm_jax.train import READ_FIRST_BY, STAGES, needs
 
 # Of a section that several stages read, what the first of them reads.
@@ -72,7 +72,7 @@ def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
         _run(study, arm, seed, final)
         for seed in study.seeds
         for arm in study.arms
-        if not arm.seeds or seed in arm.seeds
+        if (not arm.seeds or seed in arm.seeds) and (arm.measure in POLICIES or not final)
     ]
     makers = {run.keys[stage] for run in runs for stage in run.made}
     for run in runs:

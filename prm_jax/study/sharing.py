@@ -38,7 +38,7 @@ def stages_to_do(run: StudyRun, workdir: Path) -> list[str]:
     The baseline is not among them once there are labels from it: it would be evaluated again.
     """
     left = [stage for stage in run.stages if not is_done(workdir, stage)]
-    from_labels = run.arm.measure == "rl_prm" and is_done(workdir, "label")
+    from_labels = run.arm.measure != "rl" and is_done(workdir, "label")
     return [stage for stage in left if not (from_labels and stage == "rl")]
 
 

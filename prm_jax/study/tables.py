@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prm_jax.study.arms import Arm, Study
+from prm_jax.study.arms import POLICIES, Arm, Study
 from prm_jax.study.intervals import Estimate, Spread, estimate, spread
 from prm_jax.study.records import FINISHED, finished, lines_of
 from prm_jax.study.runs import StudyRun
@@ -27,7 +27,8 @@ class ArmRow:
     about: str
     measure: str  # the stage whose policy counts
     by_seed: dict[int, float]  # pass@1
-    pass_at_1: Estimate | None  # None where no seed is finished
+    finished: int  # seeds
+    pass_at_1: Estimate | None  # None where no seed is finished, or the arm has no policy
     difference: Estimate | None  # to the baseline; None for itself and without common seeds
     greedy: float | None
     long: float | None
@@ -115,6 +116,7 @@ def bad_lines(study: Study, runs: Sequence[StudyRun], records: Sequence[Record])
 def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow:
     found = by_arm[arm.name]
     base = by_arm[study.baseline]
+    judged = found if arm.measure in POLICIES else {}
     records = list(found.values())
 
     def spreads(tables: Sequence[dict[str, float | None]]) -> dict[str, Spread]:
@@ -125,12 +127,15 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
         name=arm.name,
         about=arm.about,
         measure=arm.measure,
-        by_seed={seed: record["pass_at_1"] for seed, record in found.items()},
-        pass_at_1=estimate(_rates(records), confidence=study.confidence) if found else None,
-        difference=None if arm.name == study.baseline else _paired(study, found, base),
+        by_seed={seed: record["pass_at_1"] for seed, record in judged.items()},
+        finished=len(found),
+        pass_at_1=estimate(_rates([*judged.values()]), confidence=study.confidence)
+        if judged
+        else None,
+        difference=None if arm.name == study.baseline else _paired(study, judged, base),
         greedy=_mean([r.get("pass_at_1_greedy") for r in records]),
         long=_mean([r.get("long") for r in records]),
-        by_horizon=_means([r["by_horizon"] for r in records]),
+        by_horizon=_means([r["by_horizon"] for r in judged.values()]),
         programs=_means([r["programs"] for r in records]),
         cpu_s=_mean([r["cpu_s"] for r in records]),
         labels=spreads([_labelled(r) for r in records]),

@@ -20,9 +20,11 @@ from prm_jax.config_file import read_config
 from prm_jax.stages.run import Run
 from prm_jax.study import Arm, Study, load_study, with_settings
 from prm_jax.study.__main__ import main
+from prm_jax.study.markdown import markdown
 from prm_jax.study.records import read_records
 from prm_jax.study.runner import Runner, core_sets
 from prm_jax.study.runs import study_runs
+from prm_jax.study.tables import set_tables
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
 BASE = with_settings(get_config(), {"value_init": False, "problems.chains.final": 4})
@@ -163,6 +165,11 @@ def test_the_digest_is_that_of_results_json():
         ({"arms": (*ARMS, Arm("x", shares="dens"))}, "did you mean 'dense'"),
         ({"arms": (Arm("x", shares="dense"), *ARMS)}, "listed before"),
         ({"arms": (*ARMS, Arm("x", through="rl_prm"))}, "through"),
+        ({"arms": (*ARMS, Arm("x", measure="report"))}, "must be sft, rl, label, prm or rl_prm"),  # type: ignore
+        (
+            {"arms": (*ARMS, Arm("x", measure="prm")), "baseline": "x"},
+            "baseline = 'x' has no pass@1: it measures 'prm'",
+        ),
         ({"baseline": "pop"}, "baseline = 'pop'.*'ppo'"),
         ({"ordering": ("sft", "best")}, "ordering = 'best'"),
         ({"arms": (*ARMS, Arm("x", seeds=(7,)))}, "x: seeds"),
@@ -365,6 +372,39 @@ def test_a_greedy_evaluation_is_a_second_process_of_the_run(tmp_path, log):
     # 5 of 8 samples pass; of 4 greedy ones 5 // 2 do.
     assert dense["pass_at_1"] == 5 / 8 and dense["pass_at_1_greedy"] == 2 / 4
     assert dense["samples"] == 2
+
+
+def test_an_arm_may_be_measured_by_its_labels_or_its_prm_alone(tmp_path, log):
+    """No policy is trained for it, and its line has no pass@1; it shares stages as others do."""
+    more = (
+        Arm("labels", measure="label"),
+        Arm("k2", {"label.samples_per_prefix": 2, "label.wave": 2}, measure="label"),
+        Arm("prms", {"prm.steps": 3}, measure="prm"),
+    )
+    one = study(arms=(*ARMS[1:3], *more), seeds=(0,), greedy=True)
+    good, records = go(one, tmp_path)
+    assert good
+    assert made(log) == Counter(
+        {
+            ("ppo-s0", "sft"): 1, ("ppo-s0", "rl"): 1, ("ppo-s0", "evaluate"): 1,
+            ("dense-s0", "label"): 1, ("dense-s0", "prm"): 1, ("dense-s0", "rl_prm"): 1,
+            ("dense-s0", "evaluate"): 1, ("greedy", "evaluate"): 2,
+            ("labels-s0", "evaluate"): 1, ("k2-s0", "label"): 1, ("k2-s0", "evaluate"): 1,
+            ("prms-s0", "prm"): 1, ("prms-s0", "evaluate"): 1,
+        }
+    )  # fmt: skip
+    by = {r["arm"]: r for r in records}
+    for name in ("labels", "k2", "prms"):
+        assert "pass_at_1" not in by[name] and "passes" not in by[name]
+        assert by[name]["labels"] == {"oracle_first_error_exact": 0.75}
+        programs = by[name]["programs"]
+        assert (programs["policy"], programs["completions"]) == (0, 70)
+        assert programs["generated"] == by["ppo"]["programs"]["policy"] + 10 + 70
+    (table,) = set_tables(one, study_runs(one), records)
+    row = next(arm for arm in table.arms if arm.name == "prms")
+    assert row.pass_at_1 is None and row.finished == 1 and row.labels["exact"].mean == 0.75
+    assert "No run is finished" not in markdown(one, [table], [[]], [])
+    assert {run.arm.name for run in study_runs(one, final=True)} == {"ppo", "dense"}
 
 
 def test_arms_that_are_not_asked_for_lend_their_stages(tmp_path, log):

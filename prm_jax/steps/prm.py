@@ -1,5 +1,6 @@
 """The process reward model: one compiled step of regression on line labels, and its scores."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,8 +55,12 @@ def make_prm_step(
     )
 
 
+@functools.cache
 def make_prefix_scores(model: ScalarModel, mesh: Mesh) -> Callable[[Any, Any, Any], jax.Array]:
-    """A jitted `(params, tokens [B,T], valid [B,T]) -> scores [B,T]`, which all hosts have."""
+    """A jitted `(params, tokens [B,T], valid [B,T]) -> scores [B,T]`, which all hosts have.
+
+    The same for the same model and mesh: PRM and critics are asked many times, compiled once.
+    """
     rows = batch_sharding(mesh)
     return jax.jit(
         lambda params, tokens, valid: prefix_scores(model, params, tokens, valid),

@@ -2,10 +2,11 @@
 
     python -m prm_jax.study --study studies/prm.py
 
-Every arm trains another PRM on the labels of one set of responses, half of those of
-studies/default.py, which is what configs/tiny.py has. PRMs are held against responses of problems
-that they never saw, and as judges of the same whole programs, an outcome model among them. The
-choices of the paper pay a policy as well.
+Every arm trains another PRM on one set of responses, half of those of studies/default.py, which is
+what configs/tiny.py has; `one_wave`, `rates`, `counts` and `commented` have labels of their own.
+PRMs are held against responses of problems that they never saw, and as judges of the same whole
+programs, an outcome model among them. Where the choice changes what is rewarded, the PRM pays a
+policy as well.
 """
 
 from prm_jax.config import ChainsConfig, Config, EvaluateConfig, ProblemsConfig

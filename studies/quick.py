@@ -43,6 +43,11 @@ def get_study() -> Study:
             Arm("sft", measure="sft", about="imitates solved problems"),
             Arm("ppo", measure="rl", about="PPO on unit tests"),
             Arm("perfect", about="PPO with the oracle's line labels as dense reward"),
+            Arm(
+                "perfect_half",
+                {"ppo.rollouts": 64},
+                about="the same with half of the rollouts: what labels may cost",
+            ),
         ),
         about="SFT, PPO on unit tests, and PPO with perfect line labels as dense reward.",
     )

@@ -68,6 +68,10 @@ def evaluate(config: Any, workdir: Path) -> None:
         if f"{arm}/0" not in known:
             with journal.open("a") as file:
                 file.write(json.dumps({"key": f"{arm}/0", "value": workdir.name}) + "\n")
+        looks = f"{arm}/respond/0"  # at what a PRM says of this policy
+        if (workdir / "prm/done.json").exists() and looks not in known:
+            with journal.open("a") as file:
+                file.write(json.dumps({"key": looks, "value": workdir.name}) + "\n")
         right = PASSES[arm][config.seed % 3] * samples // 2
         if config.problems.held_out == "final":
             right -= 1

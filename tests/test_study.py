@@ -21,7 +21,7 @@ from prm_jax.stages.run import Run
 from prm_jax.study import Arm, Study, load_study, with_settings
 from prm_jax.study.__main__ import main
 from prm_jax.study.markdown import markdown
-from prm_jax.study.records import read_records
+from prm_jax.study.records import finished, read_records
 from prm_jax.study.runner import Runner, core_sets
 from prm_jax.study.runs import study_runs
 from prm_jax.study.tables import set_tables
@@ -165,10 +165,10 @@ def test_the_digest_is_that_of_results_json():
         ({"arms": (*ARMS, Arm("x", shares="dens"))}, "did you mean 'dense'"),
         ({"arms": (Arm("x", shares="dense"), *ARMS)}, "listed before"),
         ({"arms": (*ARMS, Arm("x", through="rl_prm"))}, "through"),
-        ({"arms": (*ARMS, Arm("x", measure="report"))}, "must be sft, rl, label, prm or rl_prm"),  # type: ignore
+        ({"arms": (*ARMS, Arm("x", measure="report"))}, "must be sft, rl, label, prm, rl_prm"),  # type: ignore
         (
             {"arms": (*ARMS, Arm("x", measure="prm")), "baseline": "x"},
-            "baseline = 'x' has no pass@1: it measures 'prm'",
+            "baseline = 'x' has no pass@1, since it measures 'prm'.*another arm",
         ),
         ({"baseline": "pop"}, "baseline = 'pop'.*'ppo'"),
         ({"ordering": ("sft", "best")}, "ordering = 'best'"),
@@ -384,15 +384,10 @@ def test_an_arm_may_be_measured_by_its_labels_or_its_prm_alone(tmp_path, log):
     one = study(arms=(*ARMS[1:3], *more), seeds=(0,), greedy=True)
     good, records = go(one, tmp_path)
     assert good
-    assert made(log) == Counter(
-        {
-            ("ppo-s0", "sft"): 1, ("ppo-s0", "rl"): 1, ("ppo-s0", "evaluate"): 1,
-            ("dense-s0", "label"): 1, ("dense-s0", "prm"): 1, ("dense-s0", "rl_prm"): 1,
-            ("dense-s0", "evaluate"): 1, ("greedy", "evaluate"): 2,
-            ("labels-s0", "evaluate"): 1, ("k2-s0", "label"): 1, ("k2-s0", "evaluate"): 1,
-            ("prms-s0", "prm"): 1, ("prms-s0", "evaluate"): 1,
-        }
-    )  # fmt: skip
+    stages = Counter(line.split()[1] for line in log.read_text().splitlines())
+    # Two kinds of labels and two PRMs; policies are judged twice, once greedily.
+    wanted = {"sft": 1, "rl": 1, "label": 2, "prm": 2, "rl_prm": 1, "evaluate": 7}
+    assert stages == wanted and made(log)["dense-s0", "rl_prm"] == 1
     by = {r["arm"]: r for r in records}
     for name in ("labels", "k2", "prms"):
         assert "pass_at_1" not in by[name] and "passes" not in by[name]
@@ -405,6 +400,41 @@ def test_an_arm_may_be_measured_by_its_labels_or_its_prm_alone(tmp_path, log):
     assert row.pass_at_1 is None and row.finished == 1 and row.labels["exact"].mean == 0.75
     assert "No run is finished" not in markdown(one, [table], [[]], [])
     assert {run.arm.name for run in study_runs(one, final=True)} == {"ppo", "dense"}
+    taken = Arm("warm", {"ppo.critic_warmup_steps": 2}, shares="prms")
+    assert study_runs(study(arms=(*ARMS[1:3], *more, taken)), final=True)
+
+
+def test_evaluations_are_gathered_from_all_that_have_the_policy(tmp_path, log):
+    """The baseline has programs of the SFT policy, and only runs with a PRM have looked closer."""
+    other = Arm("other", {"prm.steps": 3}, measure="prm")
+    warmer = Arm("warmer", {"ppo.temperature": 0.7}, shares="dense")
+    one = study(arms=(*ARMS[1:3], other, warmer), seeds=(0,))
+    go(study(arms=ARMS[1:3], seeds=(0,)), tmp_path)  # all of it before the others begin
+    go(one, tmp_path)
+    runs = runs_of(one)
+    journal = {
+        arm: {
+            line["key"]: line["value"]
+            for line in map(json.loads, (path / "evaluate/journal.jsonl").read_text().splitlines())
+        }
+        for arm in ("ppo", "dense", "other", "warmer")
+        for path in [tmp_path / "runs" / runs[arm, 0].name]
+    }
+    assert journal["other"]["sft/0"] == journal["ppo"]["sft/0"] == runs["ppo", 0].name
+    assert journal["other"]["sft/respond/0"] == runs["dense", 0].name
+    # Looked at as hot as rollouts are: another temperature samples anew.
+    assert journal["warmer"]["sft/respond/0"] == runs["warmer", 0].name
+
+
+def test_a_line_is_of_the_stage_that_it_measures(tmp_path, log):
+    alone = study(arms=(*ARMS[1:3], Arm("x", {"prm.steps": 3}, measure="prm")), seeds=(0,))
+    _, records = go(alone, tmp_path)
+    paid = study(arms=(*ARMS[1:3], Arm("x", {"prm.steps": 3})), seeds=(0,))
+    for asked, has in ((alone, True), (paid, False)):
+        names = {run.arm.name: run.name for run in study_runs(asked)}
+        assert (names["x"] in finished(asked, study_runs(asked), records)) == has
+    old = [{k: v for k, v in line.items() if k != "measure"} for line in records]  # all of policies
+    assert len(finished(alone, study_runs(alone), old)) == 2
 
 
 def test_arms_that_are_not_asked_for_lend_their_stages(tmp_path, log):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,12 @@ def test_candidates_are_the_best_checkpoints_many_to_each_validation_prompt(whol
     assert [row["task_id"] for row in rows] == [task for task in asked for _ in range(8)]
     assert len({tuple(row["ids"]) for row in rows}) > len(asked)
     assert all(row["end_token"][-1] < len(row["ids"]) for row in rows if row["end_token"])
+    passed = Counter(r["checkpoint"] for r in labels if r["split"] == "train" and r["passed"])
+    journal = [
+        json.loads(line)["key"] for line in (whole / "label/journal.jsonl").read_text().splitlines()
+    ]
+    (best,) = {key.split("/")[1] for key in journal if key.startswith("candidates/")}
+    assert passed[int(best)] == max(passed.values()) > min(passed[c] for c in (2, 4))
     found = results(whole)["prm"]["choosing"]
     assert found["pass_rate"] == sum(row["passed"] for row in rows) / len(rows)
 

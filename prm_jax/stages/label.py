@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from prm_jax import hosts
+from prm_jax.config import ConfigError
 from prm_jax.metrics import Progress
 from prm_jax.rl.labels import response_class
 from prm_jax.rl.lines import step_ends
@@ -235,8 +236,16 @@ def read_labels(run: Run, name: Literal["labels", "repairs"] = "labels") -> list
 
 
 def read_candidates(run: Run) -> list[Candidate]:
-    """The candidates that the label stage left, those of a problem side by side."""
+    """The candidates that the label stage left, those of a problem side by side.
+
+    Raises ConfigError if it left none.
+    """
     path = run.workdir / "label/candidates.jsonl"
+    if not hosts.first(path.exists):
+        raise ConfigError(
+            f"{path} is missing, so these labels are of an older version: remove label/done.json "
+            "and run the stage again, which keeps all that was sampled"
+        )
     rows = hosts.first(lambda: path.read_text(encoding="utf-8")).split("\n")[:-1]
     return [
         Candidate(row["task_id"], row["passed"], tuple(row["ids"]), tuple(row["end_token"]))

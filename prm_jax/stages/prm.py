@@ -1,7 +1,7 @@
 """Stage `prm`: the process reward model learns the line labels, and is judged by itself.
 
-Reads `label/labels.jsonl` and the SFT policy's trunk; leaves `prm/model`. Responses to validation
-problems, labelled in the same way, judge it without ever training it.
+Reads `label/labels.jsonl`, `label/candidates.jsonl` and the SFT policy's trunk; leaves `prm/model`.
+Responses to validation problems, labelled in the same way, judge it without ever training it.
 """
 
 import functools
@@ -134,7 +134,7 @@ def scalars_at(
     """
     shards = batch_shards(run.mesh)
     n_rows = -(-run.config.device_batch // shards) * shards
-    score = make_prefix_scores(run.scalar, run.mesh)
+    score = make_prefix_scores(run.scalar, run.mesh)  # type: ignore[arg-type]  # flax hashes it
     found: list[np.ndarray] = []
     for begin in range(0, len(problems), n_rows):
         prompts = [run.prompt_ids(problem) for problem in problems[begin : begin + n_rows]]

@@ -117,11 +117,13 @@ def gradients(
     rows_at_once: int = 0,
     prompt_tokens: int | None = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradients of `loss(trained, frozen, batch)`, a mean over the tokens of the mask `counted`.
+    """Gradients of `loss(trained, frozen, batch)`, a mean over tokens that `counted` weighs.
+
+    The weights `counted(batch)` are a mask, or counts: 0, or at least 1.
 
     With `rows_at_once` > 0 each device takes at most that many of its rows at a time
     (`sharding.count_parts`), for as many more passes over the parameters. Each part weighs as its
-    share of the tokens, so that the sum is the gradient of the whole batch to rounding; so are the
+    share of them, so that the sum is the gradient of the whole batch to rounding; so are the
     metrics that are means over tokens.
 
     With `prompt_tokens` the parts are of like length and cut to it (columns.py): all arrays of the

@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prm_jax.config import Config, ConfigError
 from prm_jax.config_file import run_file
@@ -82,14 +82,10 @@ class Study:
         for field, name in [(field, name) for field, some in named.items() for name in some]:
             if name not in names:
                 raise ConfigError(f"{field} = {name!r} is no arm; {_nearest(name, names)}")
-            if self.arm(name).measure not in POLICIES:
-                raise ConfigError(
-                    f"{field} = {name!r} has no pass@1: it measures {self.arm(name).measure!r}"
-                )
         for i, arm in enumerate(self.arms):
-            if arm.measure not in ("sft", "rl", "label", "prm", "rl_prm"):
+            if arm.measure not in get_args(Measured):
                 raise ConfigError(
-                    f"{arm.name}: measure = {arm.measure!r} must be sft, rl, label, prm or rl_prm"
+                    f"{arm.name}: measure = {arm.measure!r} must be {', '.join(get_args(Measured))}"
                 )
             if arm.through not in ("sft", "rl", "label", "prm"):
                 raise ConfigError(
@@ -103,6 +99,12 @@ class Study:
             if arm.seeds and not set(arm.seeds) & set(self.seeds):
                 raise ConfigError(f"{arm.name}: seeds = {arm.seeds} holds none of {self.seeds}")
             self.config_of(arm, self.seeds[0])  # refuses bad settings before any work
+        for field, name in [(field, name) for field, some in named.items() for name in some]:
+            if (measure := self.arm(name).measure) not in POLICIES:
+                raise ConfigError(
+                    f"{field} = {name!r} has no pass@1, since it measures {measure!r}: give it "
+                    f"one of {', '.join(POLICIES)}, or name another arm"
+                )
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

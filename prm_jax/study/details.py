@@ -19,10 +19,6 @@ def decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def milli(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 @dataclasses.dataclass(frozen=True)
 class _Column:
     field: str
@@ -59,7 +55,6 @@ _LABELS = (
     _Column("completions", "completions per label"),
     _Column("sampled_tokens", "tokens", count),
     _Column("executions", "executions"),
-    _Column("seconds", "seconds", milli),
 )
 _PRM = (
     _Column("exact", "first error exact"),
@@ -69,7 +64,7 @@ _PRM = (
     _Column("f1", "first-error F1"),
     _Column("auc", "AUC in problem"),
     _Column("ece", "ECE"),
-    _Column("pass_rate", "one of 8 passes, %", percent),
+    _Column("pass_rate", "pass, %", percent),
     _Column("lowest", "best of 8 by lowest score, %", percent),
     _Column("last", "by last score, %", percent),
     _Column("any_of_n", "any of 8, %", percent),

@@ -16,9 +16,10 @@ def markdown(
     """The tables as Markdown, each of `tables` with its details."""
     level = f"{100 * study.confidence:g} %"
     parts = [f"# Study {study.name}", study.about] if study.about else [f"# Study {study.name}"]
+    redrawn = "the whole pipeline" if study.redraw == "all" else "the measured stage only"
     parts.append(
-        f"Seeds redraw {'the whole pipeline' if study.redraw == 'all' else 'RL only'}. Means over "
-        f"seeds of pass@1 in %; n is seeds × problems. *By seeds*: {level} interval by Student's t "
+        f"Seeds redraw {redrawn}. Means over seeds of pass@1 in %; n is seeds × problems. "
+        f"*By seeds*: {level} interval by Student's t "
         f"over seeds. *Seeds and problems*: {level} percentiles of a bootstrap that resamples "
         f"both. Differences to `{study.baseline}` are paired by seed and problem."
     )
@@ -32,6 +33,9 @@ def markdown(
                 [_cells(arm) for arm in arms],
             )
         )  # fmt: skip
+        if alone := [arm for arm in table.arms if arm.finished and arm.pass_at_1 is None]:
+            costs = ", ".join(f"`{arm.name}` ({arm.cpu_s:.0f} CPU-s)" for arm in alone)
+            parts.append(f"Judged by their labels or their PRM alone: {costs}.")
         if left := [f"`{arm.name}`" for arm in table.arms if not arm.finished]:
             parts.append(f"No run is finished of {', '.join(left)}.")
         if table.ordering:
@@ -57,7 +61,7 @@ def markdown(
         )
         for detail in more:
             rows = [(row.name, *row.shown) for row in detail.rows]
-            parts.append(f"{detail.caption}")
+            parts.append(detail.caption)
             parts.append(_table((detail.title, *detail.columns), rows))
     if bad:
         parts.append("## Runs that failed or were cut short")

@@ -53,18 +53,21 @@ def lines_of(
 ) -> dict[str, list[dict[str, Any]]]:
     """The lines of each run, by its name.
 
-    A line is a run's if arm, seed and set agree and all settings do, those of the stages that were
-    taken from another arm included. A setting that is newer than the line must be at its default.
+    A line is a run's if arm, measured stage, seed and set agree and all settings do, those of the
+    stages that were taken from another arm included. A setting that is newer than the line must be
+    at its default; a line older than `measure` is of a policy.
     """
     default = deciding(json.loads(to_json(Config())))
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         ours = described(study, run)
         same = ("study", "arm", "seed", "set", "before")
+        policy = run.arm.measure in POLICIES
         found[run.name] = [
             line
             for line in records
             if all(line.get(name) == ours[name] for name in same)
+            and (line["measure"] == run.arm.measure if "measure" in line else policy)
             and _agree(line["config"], ours["config"], default)
         ]
     return found
@@ -99,6 +102,7 @@ def described(study: Study, run: StudyRun) -> dict[str, Any]:
     return {
         "study": study.name,
         "arm": run.arm.name,
+        "measure": run.arm.measure,
         "seed": run.seed,
         "run": run.name,
         "config_digest": run.digest,

@@ -205,8 +205,8 @@ class Runner:
     def _after(self, child: "_Child") -> bool:
         """What follows on a process that ended: the next one of its run, or a line."""
         run = child.run
-        greedy = self._study.greedy and run.arm.measure in POLICIES
-        if child.exit_code == 0 and greedy and not child.greedy:
+        twice = self._study.greedy and run.arm.measure in POLICIES
+        if child.exit_code == 0 and twice and not child.greedy:
             workdir = child.workdir / "greedy"
             judged = (run.keys[stage] for stage in ("sft", run.arm.measure))
             take_stages(run, workdir, dict.fromkeys(judged, child.workdir))

@@ -31,7 +31,7 @@ class StudyRun:
     seed: int
     config: Config
     before: Config  # the settings under which what comes before the measured stage is made
-    stages: tuple[str, ...]  # those that lead to the measured policy, in order
+    stages: tuple[str, ...]  # those that lead to what is measured, in order
     keys: Mapping[str, str]  # of what each stage must be
     made: frozenset[str]  # the stages that this run's own settings make so
     final: bool = False  # judged on the final problems
@@ -59,12 +59,13 @@ class StudyRun:
         settings = json.loads(to_json(self.config))
         return _digest(
             [settings["seed"], settings["evaluate"], settings["device_batch"],
-             settings["problems"], settings["sandbox"]]
+             settings["problems"], settings["sandbox"], settings["ppo"]["temperature"]]
         )  # fmt: skip
 
 
 def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
-    """All runs, seed by seed, so that whole comparisons are finished early.
+    """All runs, seed by seed, so that whole comparisons are finished early; only those of policies
+    on the final problems.
 
     Raises ConfigError if a stage that a run must share is made by no run of the study.
     """
@@ -72,7 +73,7 @@ def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
         _run(study, arm, seed, final)
         for seed in study.seeds
         for arm in study.arms
-        if (not arm.seeds or seed in arm.seeds) and (arm.measure in POLICIES or not final)
+        if not arm.seeds or seed in arm.seeds
     ]
     makers = {run.keys[stage] for run in runs for stage in run.made}
     for run in runs:
@@ -82,7 +83,7 @@ def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
                     f"arm {run.arm.name!r} takes {stage!r} from another, and no arm makes it: "
                     f"list an arm with these settings that runs {stage!r}"
                 )
-    return runs
+    return [run for run in runs if run.arm.measure in POLICIES or not final]
 
 
 def _run(study: Study, arm: Arm, seed: int, final: bool) -> StudyRun:

@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from prm_jax.study.arms import POLICIES
 from prm_jax.study.runs import StudyRun
 
 # What belongs to the first stage beside its folder.
 WITH_SFT = ("problems", "tokenizer.json")
-EVALUATED = ("sft", "rl", "rl_prm")
 
 
 def is_done(workdir: Path, stage: str) -> bool:
@@ -83,24 +83,30 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def take_evaluations(run: StudyRun, workdir: Path, others: Iterable[StudyRun]) -> None:
-    """Copies what other runs journaled about policies that this run has too."""
+    """Copies what other runs journaled about policies that this run has too.
+
+    One may have more of a policy than another: where a PRM was held against it, too.
+    """
     journal = workdir / "evaluate/journal.jsonl"
     if journal.exists():
         return
-    lines: list[bytes] = []
-    wanted = {arm for arm in EVALUATED if arm in run.stages}
+    found: dict[str, bytes] = {}
     for other in others:
         source = workdir.parent / other.name
         if other.evaluation_key != run.evaluation_key or not is_done(source, "evaluate"):
             continue
         same = {
-            arm for arm in wanted if other.keys.get(arm) == run.keys[arm] and is_done(source, arm)
+            arm
+            for arm in POLICIES
+            if arm in run.stages and other.keys.get(arm) == run.keys[arm] and is_done(source, arm)
         }
         with (source / "evaluate/journal.jsonl").open("rb") as file:
-            lines += [line for line in file if json.loads(line)["key"].split("/")[0] in same]
-        wanted -= same
-    if lines:
+            for line in file:
+                key = json.loads(line)["key"]
+                if key.split("/")[0] in same:
+                    found.setdefault(key, line)
+    if found:
         journal.parent.mkdir(parents=True, exist_ok=True)
         part = journal.with_name(journal.name + ".part")
-        part.write_bytes(b"".join(lines))
+        part.write_bytes(b"".join(found.values()))
         part.replace(journal)

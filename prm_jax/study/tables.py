@@ -25,7 +25,7 @@ class ArmRow:
 
     name: str
     about: str
-    measure: str  # the stage whose policy counts
+    measure: str  # the stage that counts
     by_seed: dict[int, float]  # pass@1
     finished: int  # seeds
     pass_at_1: Estimate | None  # None where no seed is finished, or the arm has no policy
@@ -151,7 +151,7 @@ def _labelled(record: Record) -> dict[str, float | None]:
     n = max(cost.get("labels", 0), 1)
     per_label = {
         name: cost[name] / n
-        for name in ("completions", "sampled_tokens", "executions", "seconds")
+        for name in ("completions", "sampled_tokens", "executions")
         if name in cost
     }
     return {

@@ -15,6 +15,7 @@ from prm_jax.rl.statistics import (
     bootstrap_interval,
     calibration,
     first_error,
+    first_error_of_failing,
     first_error_report,
     pass_at_k,
     success_variance,
@@ -293,6 +294,36 @@ def test_first_error_report_by_hand():
     assert report.acc_ok == pytest.approx(2 / 3)
     assert (report.too_early, report.too_late, report.missed) == (0.2, 0.2, 0.2)
     assert report.f1 == pytest.approx(2 * 0.4 * (2 / 3) / (0.4 + 2 / 3))
+    # Of the one that was missed, the largest fall is to its first step, from the prompt's 1.
+    assert report.localised == 0.4
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "expected"),
+    [
+        ([0.9, 0.8, 0.1, 0.2], [1, 1, -1, -1], 2),  # nothing below 0: the fall from 0.8
+        (
+            [0.9, 0.8, -0.1, -0.9],
+            [1, 1, -1, -1],
+            2,
+        ),  # the first below 0, though the next falls more
+        ([0.3, 0.2], [1, -1], 0),  # the prompt counts as 1
+        ([0.9, 0.1, 0.7], [1, 0, -1], 2),  # a comment is passed over: from 0.9 to 0.7
+        ([0.5], [0], -1),
+        ([], [], -1),
+    ],
+)
+def test_the_first_error_of_a_failing_response(scores, labels, expected):
+    got = first_error_of_failing(np.array(scores), np.array(labels, dtype=int), threshold=0.0)
+    assert got == expected
+
+
+def test_what_is_told_to_fail_is_found_at_least_as_often():
+    rng = np.random.default_rng(5)
+    labels = [np.where(np.arange(n) < rng.integers(0, n), 1, -1) for n in rng.integers(1, 9, 300)]
+    scores = [np.clip(x * 0.4 + 0.3 + 0.3 * rng.normal(size=len(x)), -1, 1) for x in labels]
+    report = first_error_report(scores, labels, threshold=0.0)
+    assert report.missed > 0.05 and report.exact < report.localised <= report.exact + report.missed
 
 
 def test_first_error_shares_sum_to_1():

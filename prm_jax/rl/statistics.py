@@ -231,6 +231,22 @@ def first_error(
     return _first((scores < threshold) & (labels != 0))
 
 
+def first_error_of_failing(
+    scores: Real[np.ndarray, "M"], labels: Int[np.ndarray, "M"], *, threshold: float
+) -> int:
+    """The index of the first error of a response that is known to fail: one is always named.
+
+    `first_error`; where no step scores below the threshold, the step of the largest fall, the m
+    with the largest R_{m-1} - R_m, R_0 = 1: the prompt is not lost. -1 without a step that counts.
+    Labels serve only to pass over the neutral steps. Source: ours.
+    """
+    found = first_error(scores, labels, threshold=threshold)
+    counted = np.flatnonzero(labels != 0)
+    if found >= 0 or not len(counted):
+        return found
+    return int(counted[np.argmax(-np.diff(scores[counted], prepend=1.0))])
+
+
 @dataclasses.dataclass(frozen=True)
 class FirstErrorReport:
     """How well a PRM finds the first error of responses; shares are of the responses with one.
@@ -248,6 +264,9 @@ class FirstErrorReport:
     too_early: float
     too_late: float
     missed: float
+    localised: float
+    """Share of n_error whose first error `first_error_of_failing` finds exactly: at least `exact`,
+    since it names one where none was predicted."""
 
 
 def first_error_report(
@@ -262,7 +281,7 @@ def first_error_report(
     then. Responses without any step that counts are passed over. Raises ValueError if scores and
     labels do not match. Source: ProcessBench, arXiv 2412.06559.
     """
-    predicted, true = [], []
+    predicted, localised, true = [], [], []
     for index, (score, label) in enumerate(zip(scores, labels, strict=True)):
         if len(score) != len(label):
             raise ValueError(
@@ -272,6 +291,7 @@ def first_error_report(
         _refuse_other_labels(label)
         if (label != 0).any():
             predicted.append(first_error(score, label, threshold=threshold))
+            localised.append(first_error_of_failing(score, label, threshold=threshold))
             true.append(_first(label == -1))
     guess, truth = np.array(predicted, dtype=np.int64), np.array(true, dtype=np.int64)
     error, found = truth >= 0, guess >= 0
@@ -288,6 +308,7 @@ def first_error_report(
         too_early=_share(found & (guess < truth), error),
         too_late=_share(guess > truth, error),
         missed=_share(~found, error),
+        localised=_share(np.array(localised, np.int64) == truth, error),
     )
 
 

@@ -245,6 +245,7 @@ def quality_of(
             "too_early": or_none(report.too_early),
             "too_late": or_none(report.too_late),
             "missed": or_none(report.missed),
+            "localised": or_none(report.localised),
             "threshold": THRESHOLD,
         },
         "calibration": [

@@ -59,6 +59,8 @@ _LABELS = (
 _PRM = (
     _Column("exact", "first error exact"),
     _Column("exact_by_oracle", "by the oracle"),
+    _Column("localised", "told that it fails"),
+    _Column("localised_by_oracle", "by the oracle"),
     _Column("too_early", "too early"),
     _Column("too_late", "too late"),
     _Column("f1", "first-error F1"),

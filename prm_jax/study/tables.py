@@ -170,6 +170,8 @@ def _judged(record: Record) -> dict[str, float | None]:
     return {
         "exact": error.get("exact"),
         "exact_by_oracle": prm.get("by_oracle", {}).get("first_error", {}).get("exact"),
+        "localised": error.get("localised"),
+        "localised_by_oracle": prm.get("by_oracle", {}).get("first_error", {}).get("localised"),
         "too_early": error.get("too_early"),
         "too_late": error.get("too_late"),
         "f1": error.get("f1"),

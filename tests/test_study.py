@@ -397,7 +397,7 @@ def test_an_arm_may_be_measured_by_its_labels_or_its_prm_alone(tmp_path, log):
         assert programs["generated"] == by["ppo"]["programs"]["policy"] + 10 + 70
     (table,) = set_tables(one, study_runs(one), records)
     row = next(arm for arm in table.arms if arm.name == "prms")
-    assert row.pass_at_1 is None and row.finished == 1 and row.labels["exact"].mean == 0.75
+    assert row.pass_at_1 is None and row.finished == 1 and row.labels["exact"] == {0: 0.75}
     assert "No run is finished" not in markdown(one, [table], [[]], [])
     assert {run.arm.name for run in study_runs(one, final=True)} == {"ppo", "dense"}
     taken = Arm("warm", {"ppo.critic_warmup_steps": 2}, shares="prms")

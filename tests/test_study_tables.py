@@ -222,9 +222,13 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
     bad = [records[0] | {"status": "failed", "error": "<script>alert(1)</script>"}]
     table = set_table(STUDY, RUNS, records)
     assert table is not None
-    text = markdown(STUDY, [table], [details(table.arms)], bad)
+    text = markdown(STUDY, [table], [details(table.arms, confidence=0.95)], bad)
     page = write_study(
-        tmp_path / "s.html", study=STUDY, tables=[table], details=[details(table.arms)], bad=bad
+        tmp_path / "s.html",
+        study=STUDY,
+        tables=[table],
+        details=[details(table.arms, confidence=0.95)],
+        bad=bad,
     ).read_text()
     row = next(r for r in text.split("\n") if r.startswith("| dense | 3 × 2"))
     assert re.sub(" +", " ", row).startswith("| dense | 3 × 2 | 53.3 | 27.5 to 79.2 |")
@@ -264,7 +268,8 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
     table = set_table(STUDY, RUNS, records)
     assert table is not None
     found = {
-        d.title: dict(zip(d.columns, d.rows[0].shown, strict=True)) for d in details(table.arms)
+        d.title: dict(zip(d.columns, d.rows[0].shown, strict=True))
+        for d in details(table.arms, confidence=0.95)
     }
     half = 4.303 * 0.1 / math.sqrt(3)
     assert found["labels"]["first error as the oracle"] == f"0.60 ± {half:.2f}"
@@ -273,6 +278,25 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
     assert found["PRM"]["first error exact"] == f"0.60 ± {half:.2f}"
     assert found["PRM"]["best of 8 by lowest score, %"] == "30.0 ± 0.0"
     assert "any of 8, %" not in found["PRM"]  # nobody has it
+    assert "labels, less `dense`" not in found  # there is no other arm with labels
+    shared = dataclasses.replace(table.arms[-1], name="shares")
+    again = details([*table.arms, shared], confidence=0.95)
+    assert [row.name for d in again if d.title in ("labels", "PRM") for row in d.rows] == [
+        "dense"
+    ] * 2
+    for record, more in zip(
+        [r for r in records if r["arm"] == "ppo"], (0.1, 0.2, 0.3), strict=True
+    ):
+        seed = record["seed"]
+        other = next(r for r in records if r["arm"] == "dense" and r["seed"] == seed)
+        exact = other["labels"]["oracle_first_error_exact"] - more
+        record["labels"] = {"oracle_first_error_exact": exact}
+    table = set_table(STUDY, RUNS, records)
+    assert table is not None
+    paired = next(d for d in details(table.arms, confidence=0.95) if "less" in d.title)
+    # ppo comes first, so dense is held against it: .2 more, s = .1
+    assert (paired.title, paired.rows[0].name) == ("labels, less `ppo`", "dense")
+    assert paired.rows[0].shown[0] == f"+0.20 ± {half:.2f}"
 
 
 def test_arms_are_drawn_against_the_programs_that_they_took(tmp_path):

@@ -161,7 +161,7 @@ def write_page(study: Study, out: Path) -> None:
         sets.append(study_runs(study, final=True))
     tables = [table for runs in sets for table in set_tables(study, runs, records)]
     bad = bad_lines(study, [run for runs in sets for run in runs], records)
-    more = [details(table.arms) for table in tables]
+    more = [details(table.arms, confidence=study.confidence) for table in tables]
     (out / f"{study.name}.md").write_text(markdown(study, tables, more, bad), encoding="utf-8")
     page = write_study(
         out / f"{study.name}.html",

@@ -1,10 +1,10 @@
 """The tables of a study beyond pass@1: labels, PRM, training, the PRM on a policy as it moves."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from prm_jax.study.intervals import Spread
-from prm_jax.study.tables import ArmRow
+from prm_jax.study.intervals import Spread, spread
+from prm_jax.study.tables import ArmRow, BySeed
 
 
 def percent(value: float | None) -> str:
@@ -24,6 +24,7 @@ class _Column:
     field: str
     title: str
     show: Callable[[float | None], str] = decimal
+    signed: bool = False  # a difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,29 +94,47 @@ _DRIFT = (
 )
 
 
-def details(arms: Sequence[ArmRow]) -> list[Detail]:
-    """The tables that have rows, with the columns that have numbers."""
-    found = [
-        _detail(
+def details(arms: Sequence[ArmRow], *, confidence: float) -> list[Detail]:
+    """The tables that have rows, with the columns that have numbers.
+
+    Those of labels and PRM name arms that share them once, and come with the differences to their
+    first arm, seed by seed: how hard a seed is cancels out.
+    """
+    found = []
+    for title, caption, columns, rows in (
+        (
             "labels",
             "Labels of failing responses held against the oracle and a search of every prefix, and "
-            "what a label took.",
+            "what a label took; arms that share labels are named once.",
             _LABELS,
-            [(arm.name, arm.labels) for arm in arms if arm.labels],
+            _distinct([(arm.name, arm.labels) for arm in arms if arm.labels]),
         ),
-        _detail(
+        (
             "PRM",
             "The PRM held against labels of validation responses, as a judge of whole programs, "
             "and as the critic that PPO begins with (docs/results.md).",
             _PRM,
-            [(arm.name, arm.prm) for arm in arms if arm.prm],
+            _distinct([(arm.name, arm.prm) for arm in arms if arm.prm]),
         ),
+    ):
+        found.append(_detail(title, caption, columns, rows, confidence))
+        if len(rows) > 1:
+            (reference, first), *others = rows
+            pairs = [(name, _less(values, first)) for name, values in others]
+            found.append(
+                _detail(
+                    f"{title}, less `{reference}`", "The same, paired by seed.",
+                    [dataclasses.replace(c, signed=True) for c in columns], pairs, confidence,
+                )
+            )  # fmt: skip
+    found += [
         _detail(
             "training",
             "What the rollouts of training solved, what the policy's plans decide, and the last "
             "critic against completions from the same prefixes (docs/results.md).",
             _TRAINING,
             [(arm.name, arm.training) for arm in arms if arm.training],
+            confidence,
         ),
         _detail(
             "PRM on the policy, by step",
@@ -127,18 +146,49 @@ def details(arms: Sequence[ArmRow]) -> list[Detail]:
                 for arm in arms
                 for step in sorted(arm.drift, key=int)
             ],
+            confidence,
         ),
     ]
     return [detail for detail in found if detail.rows]
+
+
+def _distinct(rows: Sequence[tuple[str, BySeed]]) -> list[tuple[str, BySeed]]:
+    """Without the rows all of whose numbers an earlier one has: what they share was made once."""
+    kept: list[tuple[str, BySeed]] = []
+    for name, values in rows:
+        if not any(_within(values, earlier) for _, earlier in kept):
+            kept.append((name, values))
+    return kept
+
+
+def _within(values: BySeed, earlier: BySeed) -> bool:
+    return all(some.items() <= earlier.get(name, {}).items() for name, some in values.items())
+
+
+def _less(ours: BySeed, theirs: BySeed) -> BySeed:
+    """Our numbers less theirs, of the seeds that both have."""
+    found = {
+        name: {
+            seed: value - theirs[name][seed] for seed, value in some.items() if seed in theirs[name]
+        }
+        for name, some in ours.items()
+        if name in theirs
+    }
+    return {name: some for name, some in found.items() if some}
 
 
 def _detail(
     title: str,
     caption: str,
     columns: Sequence[_Column],
-    rows: Sequence[tuple[str, Mapping[str, Spread]]],
+    rows: Sequence[tuple[str, BySeed]],
+    confidence: float,
 ) -> Detail:
     columns = [c for c in columns if any(c.field in values for _, values in rows)]
+    spreads = [
+        (name, {f: spread([*some.values()], confidence=confidence) for f, some in values.items()})
+        for name, values in rows
+    ]
     return Detail(
         title,
         f"{caption} Means over the seeds that have it, ± half of their interval by seeds.",
@@ -147,14 +197,16 @@ def _detail(
             DetailRow(
                 name,
                 tuple(s.mean if (s := values.get(c.field)) else None for c in columns),
-                tuple(_shown(values.get(column.field), column.show) for column in columns),
+                tuple(_shown(values.get(column.field), column) for column in columns),
             )
-            for name, values in rows
+            for name, values in spreads
         ],
     )
 
 
-def _shown(value: Spread | None, show: Callable[[float | None], str]) -> str:
-    if value is None or value.half is None:
-        return show(None if value is None else value.mean)
-    return f"{show(value.mean)} ± {show(value.half)}"
+def _shown(value: Spread | None, column: _Column) -> str:
+    if value is None:
+        return column.show(None)
+    sign = "+" if column.signed and value.mean >= 0 else ""
+    mean = f"{sign}{column.show(value.mean)}"
+    return mean if value.half is None else f"{mean} ± {column.show(value.half)}"

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from prm_jax.study.arms import POLICIES, Arm, Study
-from prm_jax.study.intervals import Estimate, Spread, estimate, spread
+from prm_jax.study.intervals import Estimate, estimate
 from prm_jax.study.records import FINISHED, finished, lines_of
 from prm_jax.study.runs import StudyRun
 
 Record = dict[str, Any]
+BySeed = dict[str, dict[int, float]]  # numbers by name, each of the seeds that have it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,10 @@ class ArmRow:
     by_horizon: dict[str, float]
     programs: dict[str, float]  # means over seeds
     cpu_s: float | None  # of the last attempts, shared stages left out
-    labels: dict[str, Spread]  # what they cost, and how right they are
-    prm: dict[str, Spread]
-    training: dict[str, Spread]  # what the rollouts solved, what plans decide, the critic's error
-    drift: dict[str, dict[str, Spread]]  # the PRM on the policy's checkpoints, by step
+    labels: BySeed  # what they cost, and how right they are
+    prm: BySeed
+    training: BySeed  # what the rollouts solved, what plans decide, the critic's error
+    drift: dict[str, BySeed]  # the PRM on the policy's checkpoints, by step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +120,6 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
     judged = found if arm.measure in POLICIES else {}
     records = list(found.values())
 
-    def spreads(tables: Sequence[dict[str, float | None]]) -> dict[str, Spread]:
-        columns = _columns(tables).items()
-        return {name: spread(some, confidence=study.confidence) for name, some in columns}
-
     return ArmRow(
         name=arm.name,
         about=arm.about,
@@ -138,10 +135,10 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
         by_horizon=_means([r["by_horizon"] for r in judged.values()]),
         programs=_means([r["programs"] for r in records]),
         cpu_s=_mean([r["cpu_s"] for r in records]),
-        labels=spreads([_labelled(r) for r in records]),
-        prm=spreads([_judged(r) for r in records]),
-        training=spreads([_trained(r) for r in records]),
-        drift={step: spreads(some) for step, some in _drift(records).items()},
+        labels=_by_seed({seed: _labelled(r) for seed, r in found.items()}),
+        prm=_by_seed({seed: _judged(r) for seed, r in found.items()}),
+        training=_by_seed({seed: _trained(r) for seed, r in found.items()}),
+        drift={step: _by_seed(some) for step, some in _drift(found).items()},
     )
 
 
@@ -200,10 +197,10 @@ def _trained(record: Record) -> dict[str, float | None]:
     }
 
 
-def _drift(records: Sequence[Record]) -> dict[str, list[dict[str, float | None]]]:
-    """What the PRM says of the policy's checkpoints, seed by seed, by step."""
-    by_step: dict[str, list[dict[str, float | None]]] = {}
-    for record in records:
+def _drift(records: dict[int, Record]) -> dict[str, dict[int, dict[str, float | None]]]:
+    """What the PRM says of the policy's checkpoints, by step and seed."""
+    by_step: dict[str, dict[int, dict[str, float | None]]] = {}
+    for seed, record in records.items():
         for step, found in record.get("prm", {}).get("by_step_of_rl_prm", {}).items():
             oracle = found.get("by_oracle", {})
             values = {
@@ -217,7 +214,7 @@ def _drift(records: Sequence[Record]) -> dict[str, list[dict[str, float | None]]
                 "exact_by_oracle": oracle.get("first_error", {}).get("exact"),
                 "auc_by_oracle": oracle.get("auc_within_problem"),
             }
-            by_step.setdefault(step, []).append(values)
+            by_step.setdefault(step, {})[seed] = values
     return by_step
 
 
@@ -243,14 +240,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _means(tables: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each entry over the tables that have it."""
-    return {name: math.fsum(some) / len(some) for name, some in _columns(tables).items()}
+    columns = _by_seed(dict(enumerate(tables))).items()
+    return {name: math.fsum(some.values()) / len(some) for name, some in columns}
 
 
-def _columns(tables: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
-    """The numbers that tables have under each name; a None is none."""
-    found: dict[str, list[float]] = {}
-    for table in tables:
+def _by_seed(tables: Mapping[int, Mapping[str, float | None]]) -> BySeed:
+    """The numbers that the seeds' tables have under each name; a None is none."""
+    found: BySeed = {}
+    for seed, table in tables.items():
         for name, value in table.items():
             if value is not None:
-                found.setdefault(name, []).append(value)
+                found.setdefault(name, {})[seed] = value
     return found

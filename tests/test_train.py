@@ -145,7 +145,7 @@ def test_candidates_are_the_best_checkpoints_many_to_each_validation_prompt(whol
         json.loads(line)["key"] for line in (whole / "label/journal.jsonl").read_text().splitlines()
     ]
     (best,) = {key.split("/")[1] for key in journal if key.startswith("candidates/")}
-    assert passed[int(best)] == max(passed.values()) > min(passed[c] for c in (2, 4))
+    assert int(best) == max((2, 4), key=lambda step: passed[step])  # the first of equals
     found = results(whole)["prm"]["choosing"]
     assert found["pass_rate"] == sum(row["passed"] for row in rows) / len(rows)
 

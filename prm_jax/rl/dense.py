@@ -83,9 +83,10 @@ def _score_before(scores: Array, step: Array) -> Array:
 
 def _worst_step_weights(scores: Array, step: Array, tau: ScalarLike) -> Array:
     """softmax(-scores / tau) over the steps of each row; 0 elsewhere and in a row without steps."""
-    logits = -scores / tau
-    top = jnp.where(step, logits, -jnp.inf).max(axis=1, keepdims=True)
-    raw = jnp.where(step, jnp.exp(logits - jnp.where(step, top, 0.0)), 0.0)
+    # Subtracted before the division: a compiler that fuses the two otherwise leaves a rest of the
+    # rounding of -scores / tau, and exp of it overflows where tau is small.
+    lowest = jnp.where(step, scores, jnp.inf).min(axis=1, keepdims=True)
+    raw = jnp.where(step, jnp.exp(jnp.where(step, lowest - scores, 0.0) / tau), 0.0)
     return raw / jnp.where(step.any(axis=1, keepdims=True), raw.sum(axis=1, keepdims=True), 1.0)
 
 

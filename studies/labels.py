@@ -5,7 +5,7 @@
 Every arm labels the same responses in another way (but for `cool`, whose responses are cooler,
 too): who completes, how often, and which prefixes. No PRM is trained by them; first errors are held
 against the exact oracle, and the search of every prefix says how often completions are not
-monotone. Responses are those of the baseline of studies/default.py, 1,200 a seed.
+monotone. The baseline has the settings of studies/default.py; 1,200 responses a seed.
 """
 
 from prm_jax.config import ChainsConfig, Config, EvaluateConfig, LabelConfig, ProblemsConfig

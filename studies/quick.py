@@ -5,7 +5,8 @@
 28 CPU minutes, 18 minutes on two cores. It asks whether SFT < PPO < PPO with the exact oracle's
 labels as line rewards, each step beyond two standard errors over the seeds: it is
 (results/quick.md). No labels by execution and no PRM are made: this is the ceiling that they work
-towards. With half of the rollouts it says what labels may cost: as many programs as were saved.
+towards. Half of the rollouts with these labels, if they do as well as PPO with all of them, leave
+one program for each rollout to pay for labels.
 """
 
 from prm_jax.config import (

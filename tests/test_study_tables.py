@@ -259,7 +259,7 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
         [r for r in records if r["arm"] == "dense"], (0.5, 0.6, 0.7), strict=True
     ):
         record["labels"] = {"oracle_first_error_exact": exact}
-        record["label_cost"] = {"labels": 50, "completions": 100}
+        record["label_cost"] = {"labels": 50, "completions": 100, "seconds": 0.8}
         record["prm"] = {
             "first_error": {"exact": exact},
             "choosing": {"pass_rate": 0.1, "best_of_n": {"lowest": 0.3, "last": 0.2}},
@@ -274,6 +274,7 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
     half = 4.303 * 0.1 / math.sqrt(3)
     assert found["labels"]["first error as the oracle"] == f"0.60 ± {half:.2f}"
     assert found["labels"]["completions per label"] == "2.00 ± 0.00"
+    assert found["labels"]["milliseconds"] == "16.0 ± 0.0"
     assert found["labels"]["not monotone"] == "0.04"  # known of one seed
     assert found["PRM"]["first error exact"] == f"0.60 ± {half:.2f}"
     assert found["PRM"]["best of 8 by lowest score, %"] == "30.0 ± 0.0"

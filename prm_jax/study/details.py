@@ -19,6 +19,10 @@ def decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def thousandths(value: float | None) -> str:
+    return "–" if value is None else f"{1000 * value:.1f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Column:
     field: str
@@ -56,6 +60,7 @@ _LABELS = (
     _Column("completions", "completions per label"),
     _Column("sampled_tokens", "tokens", count),
     _Column("executions", "executions"),
+    _Column("seconds", "milliseconds", thousandths),
 )
 _PRM = (
     _Column("exact", "first error exact"),
@@ -105,7 +110,9 @@ def details(arms: Sequence[ArmRow], *, confidence: float) -> list[Detail]:
         (
             "labels",
             "Labels of failing responses held against the oracle and a search of every prefix, and "
-            "what a label took; arms that share labels are named once.",
+            "what a label took; arms that share labels are named once. Milliseconds are of the "
+            "clock, with compiling and validation responses; the arm that executes a program first "
+            "pays for it, and those after it find its verdict.",
             _LABELS,
             _distinct([(arm.name, arm.labels) for arm in arms if arm.labels]),
         ),

@@ -147,7 +147,7 @@ def _labelled(record: Record) -> dict[str, float | None]:
     n = max(cost.get("labels", 0), 1)
     per_label = {
         name: cost[name] / n
-        for name in ("completions", "sampled_tokens", "executions")
+        for name in ("completions", "sampled_tokens", "executions", "seconds")
         if name in cost
     }
     return {

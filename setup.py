@@ -23,6 +23,7 @@ setup(
         "scipy>=1.13",  # Student's t; jax needs it as well
         "jaxtyping>=0.3",
         "tokenizers>=0.21",
+        "typeguard>=4.0",
         "tyro>=1.0",
         "tqdm>=4.66",
         "tensorboardX>=2.6.2",  # TensorBoard event files without TensorFlow

@@ -6,7 +6,10 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import re
+import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from prm_jax.config import Config, ConfigError, PromptsConfig
@@ -25,7 +28,7 @@ def load_config(path: Path) -> Config:
 def run_file(path: Path, option: str, function: str) -> Any:
     """Runs a Python file and returns what its `function()` returns; `--option` named the file.
 
-    Raises ConfigError if there is no such file or function.
+    Raises ConfigError if there is no such file or function, or where it fails: then with the line.
     """
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
@@ -38,12 +41,40 @@ def run_file(path: Path, option: str, function: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"prm_jax_{option}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise ConfigError(
-            f"--{option} = {str(path)!r} must define {function}() -> {option.capitalize()}"
-        )
-    return getattr(module, function)()
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise ConfigError(
+                f"--{option} = {str(path)!r} must define {function}() -> {option.capitalize()}"
+            )
+        return getattr(module, function)()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}{_line_of(error, path)}: {_said_of(error, module)}") from error
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """Where in the file an error came about, as far as it is known."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == str(path)]  # fmt: skip
+    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _said_of(error: Exception, module: ModuleType) -> str:
+    """The error in a line, and the field that was meant where one is misspelt."""
+    said = f"{type(error).__name__}: {error}"
+    misspelt = re.match(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    of = vars(module).get(misspelt[1]) if misspelt else None
+    if misspelt and dataclasses.is_dataclass(of):
+        names = [field.name for field in dataclasses.fields(of)]
+        if near := difflib.get_close_matches(misspelt[2], names, n=1):
+            return f"{said}; did you mean {near[0]!r}?"
+        return f"{said}; there are {', '.join(names)}"
+    return said
 
 
 def read_config(path: Path) -> Config:

@@ -33,7 +33,7 @@ from prm_jax.stages.chosen import (
     read_scalar,
     read_split,
 )
-from prm_jax.stages.prm import THRESHOLD, step_scores
+from prm_jax.stages.prm import step_scores, threshold_of
 from prm_jax.stages.programs import Program, line_rows, read_programs
 from prm_jax.stages.run import write_json_lines
 
@@ -47,6 +47,9 @@ class Arguments(ModelChoice):
     problems: str = ""
     """Where each program's task_id is looked up: chains (of the run), human_eval, NAME:PATH or a
     file. Empty: every line has its own prompt."""
+    threshold: float | None = None
+    """The first line that scores below it is named as the first error. The default is 0, halfway
+    between the labels; for the PRM of a run whose prm.target is not binary -1 + 1/K."""
     out: Path | None = None
     """Gets scores.jsonl and scores.html; the default is runs/score/MODEL-PROGRAMS-DIGEST, the
     digest over all of these settings."""
@@ -74,8 +77,9 @@ def score(arguments: Arguments) -> tuple[list[dict[str, Any]], Path]:
             [program.problem for program in programs],
             [(program.ids, end) for program, end in zip(programs, ends, strict=True)],
         )
+    threshold = threshold_of(run) if arguments.threshold is None else arguments.threshold
     rows = [
-        score_row(program, line, [float(value) for value in values])
+        score_row(program, line, [float(value) for value in values], threshold)
         for program, line, values in zip(programs, lines, scores, strict=True)
     ]
     write_json_lines(out / "scores.jsonl", rows)
@@ -86,19 +90,21 @@ def score(arguments: Arguments) -> tuple[list[dict[str, Any]], Path]:
             row | {"prompt": run.prompts.text(p.problem)}
             for row, p in zip(rows, programs, strict=True)
         ],
-        threshold=THRESHOLD,
+        threshold=threshold,
     )
     return rows, out
 
 
-def score_row(program: Program, lines: Lines, values: Sequence[float]) -> dict[str, Any]:
+def score_row(
+    program: Program, lines: Lines, values: Sequence[float], threshold: float
+) -> dict[str, Any]:
     """A line of scores.jsonl."""
     rows = line_rows(lines, "score", values)
     wrong = [
         i
         for i, row in enumerate(rows)
         if row["kind"] in ("code", "plan") and row["score"] is not None
-        if row["score"] < THRESHOLD
+        if row["score"] < threshold
     ]
     return {
         "id": program.id,

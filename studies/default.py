@@ -7,7 +7,8 @@ Every seed draws SFT, the baseline, labels and PRM anew. The arms that the quest
 five seeds; those that change one choice, and PPO without labels in other ways, have three. Models,
 problems and PPO are those of configs/tiny.py, but held-out problems are as long as those of
 training, and labels and steps of the PRM are twice as many: with fewer it cannot tell new responses
-(LABBOOK.md). What labels and PRM are made with is the question of studies/labels.py.
+(LABBOOK.md). Labels are the question of studies/labels.py, and what a PRM learns from them that of
+studies/prm.py.
 """
 
 import dataclasses
@@ -141,6 +142,7 @@ def get_study() -> Study:
         ),
         seeds=(0, 1, 2, 3, 4),
         baseline="ppo",
+        also_less=("dense",),
         ordering=("sft", "ppo", "dense", "perfect"),
         priced=("ppo", "ppo_longer", "ppo_4x", "quarter", "dense"),
         arms=(*BASELINES, *PROCESS, *REWARDS, *CRITIC, QUARTER),

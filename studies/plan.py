@@ -47,6 +47,7 @@ def get_study() -> Study:
         ),
         seeds=(0, 1, 2),
         baseline="ppo",
+        also_less=("lines", "full_lines", "perfect_lines"),
         ordering=("sft", "ppo", "perfect"),
         arms=(
             Arm("sft", measure="sft", about="imitates plans and solutions"),

@@ -3,10 +3,10 @@
     python -m prm_jax.study --study studies/prm.py
 
 Every arm trains another PRM on one set of responses, half of those of studies/default.py, which is
-what configs/tiny.py has; `one_wave`, `rates`, `counts` and `commented` have labels of their own.
-PRMs are held against responses of problems that they never saw, and as judges of the same whole
-programs, an outcome model among them. Where the choice changes what is rewarded, the PRM pays a
-policy as well.
+what configs/tiny.py has; `whole_waves`, `rates` and `commented` have labels of their own.
+PRMs are held against the exact oracle on responses to problems that they never saw, and as judges
+of the same whole programs, an outcome model among them. Where the choice changes what is rewarded,
+the PRM pays a policy as well.
 """
 
 from prm_jax.config import ChainsConfig, Config, EvaluateConfig, ProblemsConfig
@@ -52,22 +52,22 @@ def get_study() -> Study:
                 about="completions that passed train the PRM too",
             ),
             Arm(
-                "one_wave",
-                {"label.wave": 8},
+                "counts",
+                {"prm.target": "counts"},
                 measure="prm",
-                about="labels by whole waves of K, as rates need them",
+                about="single completions as targets, not whether one passes",
+            ),
+            Arm(
+                "whole_waves",
+                {"label.wave": 8, "label.search": "binary"},
+                measure="prm",
+                about="labels by a binary search with all of K, as rates need them",
             ),
             Arm(
                 "rates",
-                {"prm.target": "rate", "label.wave": 8},
+                {"prm.target": "rate", "label.wave": 8, "label.search": "binary"},
                 measure="prm",
                 about="the same, shares of passing completions as targets",
-            ),
-            Arm(
-                "counts",
-                {"prm.target": "counts", "label.wave": 8},
-                measure="prm",
-                about="the same, each weighing as many as its completions",
             ),
             Arm(
                 "commented",

@@ -60,6 +60,10 @@ def group(**settings) -> PPOConfig:
         (lambda: PRMConfig(loss_on="last"), "prm.loss_on = 'last'"),  # type: ignore[arg-type]
         (lambda: PRMConfig(target="rate", loss_on="outcome"), "prm.target = 'rate'"),
         (lambda: Config(prm=PRMConfig(target="rate")), "label.wave = 2"),
+        (
+            lambda: Config(prm=PRMConfig(target="rate"), label=LabelConfig(wave=8)),
+            "label.search = 'cheapest'",
+        ),
     ],
 )
 def test_refusals_name_field_and_value(make, said):
@@ -76,7 +80,9 @@ def test_weights_that_could_rank_a_failing_program_first_need_the_named_switch(f
 
 
 def test_rates_are_accepted_where_every_probe_has_all_its_completions():
-    Config(prm=PRMConfig(target="rate"), label=LabelConfig(samples_per_prefix=8, wave=8))
+    label = LabelConfig(samples_per_prefix=8, wave=8, search="binary")
+    Config(prm=PRMConfig(target="rate"), label=label)
+    Config(prm=PRMConfig(target="counts"))  # right for any search
 
 
 def test_groups_without_a_critic_are_accepted():

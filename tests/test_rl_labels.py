@@ -12,6 +12,7 @@ from prm_jax.rl.labels import (
     chance_of_a_pass,
     cheapest_probe,
     dense_transition,
+    error_threshold,
     loss_support,
     next_probe,
     prm_targets,
@@ -224,6 +225,16 @@ def test_targets_of_the_prm_by_hand(steps, passed, target, loss_on, targets, wei
     found, weights = prm_targets(steps, passed, target=target, loss_on=loss_on)
     assert found.tolist() == targets
     assert weights.tolist() == [int(c) for c in weighs]
+
+
+@pytest.mark.parametrize("k", [1, 4, 8, 20])
+def test_an_error_is_what_scores_nearer_to_no_pass_than_to_one(k):
+    one = labelled([1], [1], [k])
+    for target in ("rate", "counts"):
+        threshold = error_threshold(target, k)
+        (least,), _ = prm_targets(one, False, target=target, loss_on="all")
+        assert threshold == pytest.approx((least + -1) / 2)
+    assert error_threshold("binary", k) == 0
 
 
 @fixed

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from characters import Characters
-from test_stage_wiring import CHAIN, ONE, RIGHT, WRONG_2, problem, run_with
+from made_up_stage import CHAIN, ONE, RIGHT, WRONG_2, problem, run_with
 
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import Config, EvaluateConfig, ModelConfig

@@ -232,7 +232,7 @@ def run_prm(monkeypatch, traces: Traces) -> list:
         "judge_prm",
         lambda run, params, found: {"responses": [int(r.task_id[1:]) for r in found]},
     )
-    monkeypatch.setattr(prm_stage, "judge_choosing", lambda run, params, found: found)
+    monkeypatch.setattr(prm_stage, "judge_reranking", lambda run, params, found: found)
     monkeypatch.setattr(prm_stage, "style_probes", lambda run, score, threshold: {})
     prm_stage.prm(run)
     return seen
@@ -393,7 +393,7 @@ def test_the_prm_starts_from_the_sft_trunk_and_learns_training_labels_only(monke
     summary = traces.events[-1][1]
     assert summary["responses"] == 5
     quality = summary["quality"]
-    assert quality == {"responses": [5, 6, 7], "choosing": ["candidates"]}  # the validation ones
+    assert quality == {"responses": [5, 6, 7], "reranking": ["candidates"]}  # the validation ones
 
 
 def test_each_rl_step_learns_from_its_own_rollout(monkeypatch):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from characters import Characters, Completions
-from test_stage_wiring import run_with
+from made_up_stage import run_with
 
 from prm_jax.config import Config
 from prm_jax.stages.style import REWRITES, commented, renamed, style_probes, with_dead_code, wrapped

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from characters import Characters
+from made_up_stage import CHAIN, RIGHT, WRONG_2, run_with
 from test_stage_loops import CONFIG, Traces, run_rl
-from test_stage_wiring import CHAIN, RIGHT, WRONG_2, run_with
 
 from prm_jax import train
 from prm_jax.config import Config, ConfigError, DenseConfig

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_study import ARMS, study
+from made_up_study import ARMS, study
 
 from prm_jax.config import ConfigError
 from prm_jax.study import Arm
@@ -123,11 +123,11 @@ def test_arms_are_compared_seed_by_seed():
     assert table is not None
     rows = {arm.name: arm for arm in table.arms}
     # Seed by seed .05, 0, .05: mean 1/30, s = .0288675.
-    difference = rows["dense"].difference
+    difference = rows["dense"].differences["ppo"]
     assert difference is not None and difference.standard_error is not None
     assert difference.value == pytest.approx(1 / 30)
     assert difference.standard_error == pytest.approx(0.0288675 / math.sqrt(3), rel=1e-4)
-    assert rows["ppo"].difference is None
+    assert rows["ppo"].differences == {"ppo": None}
     assert rows["ppo"].by_seed == pytest.approx({0: 0.4, 1: 0.5, 2: 0.6})
     assert rows["sft"].cpu_s == 101.0 and rows["sft"].long == 0.25 and rows["sft"].greedy is None
     assert rows["dense"].by_horizon == pytest.approx({"3": 0.5, "10": (0.5 + 0.4 + 0.9) / 3})
@@ -146,12 +146,13 @@ def test_only_seeds_that_both_have_are_paired():
     assert table is not None
     dense = next(arm for arm in table.arms if arm.name == "dense")
     assert dense.pass_at_1 is not None and dense.pass_at_1.seeds == 3
-    assert dense.difference is not None and dense.difference.seeds == 2
-    assert dense.difference.value == pytest.approx(0.025)
+    difference = dense.differences["ppo"]
+    assert difference is not None and difference.seeds == 2
+    assert difference.value == pytest.approx(0.025)
     alone = [r for r in lines(PASSES) if r["arm"] == "dense"]
     table = set_table(STUDY, RUNS, alone)
     assert table is not None and table.ordering[1].holds is None
-    assert [arm.difference for arm in table.arms] == [None] * 3
+    assert [arm.differences for arm in table.arms] == [{"ppo": None}] * 3
 
 
 def test_lines_of_other_settings_do_not_count_and_the_last_line_of_a_run_does():
@@ -195,9 +196,13 @@ def test_what_is_judged_on_other_problems_is_not_compared_with_them():
     chains, branches = set_tables(one, study_runs(one), records)
     assert [chains.name, branches.name] == ["chains/test", "branches/test"]
     assert [arm.name for arm in chains.arms] == ["sft", "ppo", "dense", "long"]
-    assert [arm.difference is None for arm in chains.arms] == [False, True, False, True]
+    assert [arm.differences["ppo"] is None for arm in chains.arms] == [False, True, False, True]
     assert [arm.name for arm in branches.arms] == ["branches"]
-    assert branches.arms[0].difference is None and not chains.ordering and not branches.ordering
+    assert (
+        branches.arms[0].differences == {"ppo": None}
+        and not chains.ordering
+        and not branches.ordering
+    )
 
 
 def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
@@ -262,7 +267,8 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
         record["label_cost"] = {"labels": 50, "completions": 100, "seconds": 0.8}
         record["prm"] = {
             "first_error": {"exact": exact},
-            "choosing": {"pass_rate": 0.1, "best_of_n": {"lowest": 0.3, "last": 0.2}},
+            "by_oracle": {"first_error": {"exact": 0.4}},
+            "reranking": {"pass_rate": 0.1, "best_of_n": {"lowest": 0.3, "last": 0.2}},
         }
     records[-1]["labels"]["dense_search"] = {"non_monotone": 0.04, "binary_agrees": 0.97}
     table = set_table(STUDY, RUNS, records)
@@ -274,9 +280,10 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
     half = 4.303 * 0.1 / math.sqrt(3)
     assert found["labels"]["first error as the oracle"] == f"0.60 ± {half:.2f}"
     assert found["labels"]["completions per label"] == "2.00 ± 0.00"
-    assert found["labels"]["milliseconds"] == "16.0 ± 0.0"
+    assert found["labels"]["milliseconds per label"] == "16.0 ± 0.0"
     assert found["labels"]["not monotone"] == "0.04"  # known of one seed
-    assert found["PRM"]["first error exact"] == f"0.60 ± {half:.2f}"
+    assert found["PRM by labels"]["exact"] == f"0.60 ± {half:.2f}"
+    assert found["PRM"]["exact"] == "0.40 ± 0.00"
     assert found["PRM"]["best of 8 by lowest score, %"] == "30.0 ± 0.0"
     assert "any of 8, %" not in found["PRM"]  # nobody has it
     assert "labels, less `dense`" not in found  # there is no other arm with labels
@@ -297,7 +304,39 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
     paired = next(d for d in details(table.arms, confidence=0.95) if "less" in d.title)
     # ppo comes first, so dense is held against it: .2 more, s = .1
     assert (paired.title, paired.rows[0].name) == ("labels, less `ppo`", "dense")
-    assert paired.rows[0].shown[0] == f"+0.20 ± {half:.2f}"
+    assert paired.rows[0].shown[1] == f"+0.20 ± {half:.2f}"
+    assert "milliseconds per label" not in paired.columns  # the first arm executes for the others
+
+
+def test_arms_are_compared_with_more_than_the_baseline():
+    also = dataclasses.replace(STUDY, also_less=("dense",))
+    (table,) = set_tables(also, RUNS, lines(PASSES))
+    rows = {arm.name: arm.differences for arm in table.arms}
+    less, more = rows["ppo"]["dense"], rows["dense"]["ppo"]
+    assert less is not None and more is not None and rows["dense"]["dense"] is None
+    assert less.value == pytest.approx(-more.value) and less.low == pytest.approx(-more.high)
+    text = markdown(also, [table], [[]], [])
+    assert "| less ppo | by seeds | less dense | by seeds |" in text
+    assert "Differences to `ppo` and to `dense` are paired" in text
+
+
+def test_prms_with_other_labels_are_compared_by_the_oracle_alone():
+    records = lines(PASSES)
+    for record in records:
+        if record["arm"] in ("ppo", "dense"):
+            better = 0.1 * (record["arm"] == "dense")
+            record["prm"] = {
+                "first_error": {"exact": 0.9 - better},
+                "by_oracle": {"first_error": {"exact": 0.5 + better}},
+                "reranking": {"pass_rate": 0.2, "best_of_n": {"lowest": 0.4 + better}},
+            }
+    table = set_table(STUDY, RUNS, records)
+    assert table is not None
+    paired = [d for d in details(table.arms, confidence=0.95) if "less" in d.title]
+    assert [d.title for d in paired] == ["PRM, less `ppo`"]
+    assert dict(zip(paired[0].columns, paired[0].rows[0].shown, strict=True)) == {
+        "seeds": "3", "exact": "+0.10 ± 0.00", "best of 8 by lowest score, %": "+10.0 ± 0.0",
+    }  # fmt: skip
 
 
 def test_arms_are_drawn_against_the_programs_that_they_took(tmp_path):

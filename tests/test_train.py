@@ -124,7 +124,7 @@ def test_results_hold_what_the_documentation_says(whole):
     assert found["prm"]["by_step_of_rl_prm"].keys() == {"2", "4"}
     assert all(row["responses"] == 32 for row in found["prm"]["by_step_of_rl_prm"].values())
     assert found["prm"]["as_critic"]["prefixes"] == 4
-    assert found["prm"]["choosing"]["responses_per_problem"] == 8
+    assert found["prm"]["reranking"]["responses_per_problem"] == 8
     cost = json.loads((whole / "results.json").read_text())["label_cost"]
     assert cost["responses"] == 48 and cost["executions"] <= cost["completions"]
     assert cost["completions"] % 2 == 0  # whole waves
@@ -146,7 +146,7 @@ def test_candidates_are_the_best_checkpoints_many_to_each_validation_prompt(whol
     ]
     (best,) = {key.split("/")[1] for key in journal if key.startswith("candidates/")}
     assert int(best) == max((2, 4), key=lambda step: passed[step])  # the first of equals
-    found = results(whole)["prm"]["choosing"]
+    found = results(whole)["prm"]["reranking"]
     assert found["pass_rate"] == sum(row["passed"] for row in rows) / len(rows)
 
 

@@ -82,6 +82,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self):
+        super().__post_init__()
         self._positive("max_prompt_tokens", "max_completion_tokens", "device_batch", "decode_rows")
         self._not_negative("seed")
         bound = self.ppo.gamma ** (self.max_completion_tokens - 1)
@@ -111,17 +112,27 @@ class Config(Section):
             not self.value_init or self.ppo.advantage != "group",
             "false with ppo.advantage = 'group', which has no critic",
         )
-        if self.prm.target != "binary" and self.label.wave < self.label.samples_per_prefix:
-            raise ConfigError(
-                f"label.wave = {self.label.wave} is not allowed with prm.target = "
-                f"{self.prm.target!r}: a probe "
-                "ends with the first wave that has a pass, which makes rates too high; give one "
-                f"wave of label.samples_per_prefix = {self.label.samples_per_prefix}"
-            )
+        if self.prm.target == "rate":
+            self._label_for_rates()
         if self.label.checkpoints > self.ppo.steps:
             raise ConfigError(
                 f"label.checkpoints = {self.label.checkpoints} is not allowed: the baseline has "
                 f"only ppo.steps = {self.ppo.steps}; lower it to that or less"
+            )
+
+    def _label_for_rates(self) -> None:
+        label = self.label
+        if label.wave < label.samples_per_prefix:
+            raise ConfigError(
+                f"label.wave = {label.wave} is not allowed with prm.target = 'rate': a probe ends "
+                "with the first wave that has a pass, which makes rates too high; give one wave of "
+                f"label.samples_per_prefix = {label.samples_per_prefix}, or choose 'counts'"
+            )
+        if label.search == "cheapest":
+            raise ConfigError(
+                "label.search = 'cheapest' is not allowed with prm.target = 'rate': completions of "
+                "shorter prefixes count as well, and a pass among them ends a prefix, which makes "
+                "rates too high; choose 'binary' or 'dense', or prm.target = 'counts'"
             )
 
 

@@ -38,6 +38,7 @@ class RopeConfig(Section):
     """yarn: the two bounds are rounded to whole frequencies."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._one_of("scaling", "none", "linear", "dynamic", "llama3", "yarn")
         self._positive("theta", "low_freq_factor", "beta_fast", "beta_slow")
         self._require("factor", self.factor >= 1, "at least 1")
@@ -111,6 +112,7 @@ class ModelConfig(Section):
     """Adapters are scaled by lora_alpha / lora_rank."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._positive("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "lora_alpha")
         self._not_negative("vocab_size", "max_positions", "lora_rank")
         self._one_of("dtype", "float32", "bfloat16")
@@ -138,6 +140,7 @@ class MeshConfig(Section):
     PPO, also as they are scored, are taken by length and not padded to the longest. 0 takes all."""
 
     def __post_init__(self):
+        super().__post_init__()
         axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in axes.items():
             self._require(name, size >= 1 or size == -1, "at least 1, or -1 for all that are left")

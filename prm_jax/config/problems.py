@@ -34,6 +34,7 @@ class _GeneratedConfig(Section):
     """Of `test_long`: longer than anything in training."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._positive("sft_pairs", "train", "validation", "test")
         self._not_negative("final")
         for name in ("sft_horizons", "train_horizons", "test_horizons", "long_horizons"):
@@ -94,6 +95,7 @@ class ProblemsConfig(Section):
     branches: BranchesConfig = BranchesConfig()
 
     def __post_init__(self):
+        super().__post_init__()
         self._require("name", self.name.strip() != "", "the name or the file of a problem set")
         self._one_of("held_out", "development", "final")
         if self.held_out == "final":
@@ -119,6 +121,7 @@ class TokenizerConfig(Section):
     """End-of-sequence token of `path`; empty tries the usual names."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._require("vocab_size", self.vocab_size >= 260, "at least 260 (bytes and specials)")
 
 
@@ -142,6 +145,7 @@ class PromptsConfig(Section):
     """Strings that end a response, beside those of the problem set."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._require("stop", "" not in self.stop, "strings that are not empty")
         self._require(
             "plan",
@@ -174,6 +178,7 @@ class SandboxConfig(Section):
     has not, the run ends on all of them, and the same command goes on from the last checkpoint."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._not_negative("jobs")
         self._positive("cpu_s", "memory_mib", "deadline_s")
 

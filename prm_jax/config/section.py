@@ -1,6 +1,10 @@
 """What every section of the settings can do: refuse a value, naming field, value and mend."""
 
-from typing import ClassVar
+import dataclasses
+import functools
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from typeguard import TypeCheckError, check_type
 
 
 class ConfigError(ValueError):
@@ -8,9 +12,16 @@ class ConfigError(ValueError):
 
 
 class Section:
-    """Gives a config section `_require`: a check that names the field, its value and the mend."""
+    """What a config section is: a dataclass whose values are of their fields' types.
+
+    `_require` and what is made of it are checks that name the field, its value and the mend.
+    """
 
     section: ClassVar[str] = ""
+
+    def __post_init__(self):
+        for field, wanted in mistyped(self):
+            self._require(field, False, f"of type {wanted}")
 
     def _require(self, field: str, condition: bool, allowed: str) -> None:
         if not condition:
@@ -34,3 +45,25 @@ class Section:
     def _fraction(self, *fields: str) -> None:
         for field in fields:
             self._require(field, 0 <= getattr(self, field) <= 1, "between 0 and 1")
+
+
+def mistyped(instance: Any) -> list[tuple[str, str]]:
+    """The fields of a dataclass whose values are not of the type that is declared, and that type.
+
+    Not those that take one of a few words.
+    """
+    found = []
+    for field, hint in _types(type(instance)):
+        try:
+            check_type(getattr(instance, field), hint)
+        except TypeCheckError:
+            found.append((field, str(hint) if get_args(hint) else hint.__name__))
+    return found
+
+
+@functools.cache
+def _types(section: type[Any]) -> list[tuple[str, Any]]:
+    """Names and types of the fields; one of a few words is not here, since `_one_of` names them."""
+    hints = get_type_hints(section)
+    fields = [field.name for field in dataclasses.fields(section)]
+    return [(name, hints[name]) for name in fields if get_origin(hints[name]) is not Literal]

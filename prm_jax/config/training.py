@@ -24,6 +24,7 @@ class _SupervisedConfig(Section):
     """Steps between the checkpoints that a killed run resumes from."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._positive("batch_size", "learning_rate", "max_grad_norm", "checkpoint_every")
         self._not_negative("steps", "warmup_steps", "weight_decay")
 
@@ -97,6 +98,7 @@ class PPOConfig(Section):
     """Steps between the checkpoints that a killed run resumes from."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._positive(
             "steps", "rollouts", "samples_per_prompt", "epochs", "minibatches", "learning_rate",
             "critic_learning_rate", "max_grad_norm", "temperature", "value_clip",
@@ -163,11 +165,13 @@ class DenseConfig(Section):
     tau: float = 0.1
     """Temperature of form `min`: how much of the weight the worst line gets."""
     error_threshold: float = 0.0
-    """A line that scores below it is an error to form `good_prefix`."""
+    """A line that scores below it is an error to form `good_prefix`. 0 is halfway between the
+    labels; for a PRM whose prm.target is not binary take -1 + 1/K."""
     allow_rank_inversion: bool = False
     """Accept weights under which a failing program could earn more than a passing one."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._not_negative("lam_fail", "lam_pass")
         self._one_of("source", "prm", "oracle")
         self._one_of("form", "value", "progress", "min", "good_prefix", "plan")
@@ -234,6 +238,7 @@ class LabelConfig(Section):
     highest pass rate."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._positive(
             "checkpoints", "prompts", "responses_per_prompt", "validation_prompts",
             "samples_per_prefix", "wave", "temperature",
@@ -267,8 +272,9 @@ class PRMConfig(_SupervisedConfig):
     alone, with whether the program passes: an outcome model from the same responses."""
     target: Literal["binary", "rate", "counts"] = "binary"
     """binary: the label, +1 or -1 (paper). rate: the share of completions that passed, mapped to
-    -1 ... 1, at the prefixes that were completed. counts: the same, each prefix weighing as many as
-    its completions."""
+    -1 ... 1, at the prefixes that were completed; it needs one wave and another search than
+    cheapest. counts: the same, each prefix weighing as many as its completions. Of both, scores
+    below -1 + 1/K count as errors."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -311,6 +317,7 @@ class EvaluateConfig(Section):
     at most; 0: none."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._positive("samples", "bootstrap")
         self._not_negative("first", "temperature")
         self._require("inspect", self.inspect == 0 or self.inspect > 1, "0 or at least 2")

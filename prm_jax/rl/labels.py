@@ -243,6 +243,15 @@ def loss_support(
     )
 
 
+def error_threshold(target: Target, samples: int) -> float:
+    """The score below which a step counts as an error, of a PRM that learned such targets.
+
+    binary: 0, halfway between the labels. rate, counts: -1 + 1/K, halfway between no pass and one
+    of K = `samples` completions, since one is enough for the label +1. Source: ours.
+    """
+    return 0.0 if target == "binary" else -1 + 1 / samples
+
+
 def prm_targets(
     steps: PrefixLabels, passed: bool, *, target: Target, loss_on: LossOn
 ) -> tuple[Float[np.ndarray, "M"], Float[np.ndarray, "M"]]:
@@ -253,8 +262,10 @@ def prm_targets(
     passing responses, and at neutral steps. counts: the same targets, each weighing as many as the
     completions that it is the mean of, so that the loss is that of every single completion (but for
     a constant: sum_k (R - o_k)^2 = K (R - mean o)^2 + ...); a step that nobody completed weighs 1,
-    the response itself. Else all steps that the loss counts weigh 1. With loss on the outcome the
-    targets are +1 in a passing response and -1 in a failing one, whatever its last line is.
+    the response itself. A search that ends a prefix at its first pass makes each rate too high, but
+    not the mean of single completions (Wald's identity), so counts are right where rates are not.
+    Else all steps that the loss counts weigh 1. With loss on the outcome the targets are +1 in a
+    passing response and -1 in a failing one, whatever its last line is.
     """
     labels = np.array(steps.labels, dtype=np.float64)
     weights = loss_support(np.array(steps.labels, dtype=np.int64), loss_on).astype(np.float64)

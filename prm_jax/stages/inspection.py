@@ -17,11 +17,12 @@ from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.prm import (
     NO_STEP,
-    choosing,
     or_none,
     quality_of,
+    reranking,
     scalars_at,
     step_scores,
+    threshold_of,
 )
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.truth import true_labels
@@ -120,7 +121,7 @@ def _judged(
     tasks = [problem.task_id for problem in problems]
     found: dict[str, Any] = {
         "responses": len(attempts),
-        **choosing(scores, passed, RESPONSES),
+        **reranking(scores, passed, RESPONSES),
         "auc_passed": or_none(
             auc_within_groups(lowest, np.where(passed, 1, -1).astype(np.int64), tasks)[0]
         ),
@@ -134,8 +135,7 @@ def _judged(
             true_labels(run, problem, a.ids, passed=a.passed)[1].astype(np.int64)
             for problem, a in zip(problems, attempts, strict=True)
         ]
-        found["by_oracle"] = quality_of(tasks, scores, true)
-        del found["by_oracle"]["calibration"]  # its bins hold too few
+        found["by_oracle"] = quality_of(tasks, scores, true, threshold=threshold_of(run))
     return found
 
 

@@ -243,8 +243,9 @@ def read_candidates(run: Run) -> list[Candidate]:
     path = run.workdir / "label/candidates.jsonl"
     if not hosts.first(path.exists):
         raise ConfigError(
-            f"{path} is missing, so these labels are of an older version: remove label/done.json "
-            "and run the stage again, which keeps all that was sampled"
+            f"{path} is missing, so these labels are of an older version: remove label/done.json, "
+            "here and in all workdirs of a study that share these labels, and run again, which "
+            "keeps all that was sampled"
         )
     rows = hosts.first(lambda: path.read_text(encoding="utf-8")).split("\n")[:-1]
     return [

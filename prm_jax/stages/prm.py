@@ -13,7 +13,7 @@ import numpy as np
 
 from prm_jax import hosts
 from prm_jax.config import ConfigError
-from prm_jax.rl.labels import ResponseClass, loss_support, prm_targets, select
+from prm_jax.rl.labels import ResponseClass, error_threshold, loss_support, prm_targets, select
 from prm_jax.rl.statistics import auc_within_groups, best_of_n, calibration, first_error_report
 from prm_jax.sharding import batch_sharding, batch_shards
 from prm_jax.stages.batches import Batches, right_pad
@@ -33,7 +33,6 @@ from prm_jax.steps.state import scalar_params
 from prm_jax.types import LabelBatch, Problem
 
 NO_STEP = -1.0  # the score of a response without a step
-THRESHOLD = 0.0  # a step whose score is below it counts as an error: halfway between the labels
 CALIBRATION_BINS = 10
 
 
@@ -69,10 +68,15 @@ def prm(run: Run) -> None:
         batch_at,
     )
     quality = judge_prm(run, params, [r for r in responses if r.split == "validation"])
-    quality["choosing"] = judge_choosing(run, params, candidates)
-    style = style_probes(run, functools.partial(step_scores, run, params), THRESHOLD)
+    quality["reranking"] = judge_reranking(run, params, candidates)
+    style = style_probes(run, functools.partial(step_scores, run, params), threshold_of(run))
     summary = {"steps": config.steps, "responses": len(train), "quality": quality}
     run.finish("prm", summary | {"style": style})
+
+
+def threshold_of(run: Run) -> float:
+    """The score below which the run's PRM calls a step an error."""
+    return error_threshold(run.config.prm.target, run.config.label.samples_per_prefix)
 
 
 def _training_responses(run: Run, train: list[LabelledResponse]) -> list[LabelledResponse]:
@@ -154,33 +158,69 @@ def judge_prm(run: Run, params: Any, responses: list[LabelledResponse]) -> dict[
 
     Held against their labels by execution, all together and those of each checkpoint that wrote
     them; and where the problems have an exact oracle against that as well: labels are wrong where
-    nobody could complete what can be completed.
+    nobody could complete what can be completed. Calibration is that of what the PRM learns: of
+    labels, or of shares of completions (prm.target).
     """
     by_id = {problem.task_id: problem for problem in run.problems.validation}
     problems = [by_id[r.task_id] for r in responses]
     scores = step_scores(run, params, problems, [(r.ids, r.end_token) for r in responses])
     by_execution = [np.array(r.steps.labels, np.int64) for r in responses]
     tasks = [r.task_id for r in responses]
-    quality = quality_of(tasks, scores, by_execution)
+    threshold = threshold_of(run)
+    quality = quality_of(tasks, scores, by_execution, threshold=threshold)
+    quality |= _calibration(run, scores, responses)
     quality["by_checkpoint"] = {}
     for step in sorted({r.checkpoint for r in responses}):
         some = [i for i, r in enumerate(responses) if r.checkpoint == step]
-        found = quality_of(
-            [tasks[i] for i in some], [scores[i] for i in some], [by_execution[i] for i in some]
+        quality["by_checkpoint"][str(step)] = quality_of(
+            [tasks[i] for i in some],
+            [scores[i] for i in some],
+            [by_execution[i] for i in some],
+            threshold=threshold,
         )
-        del found["calibration"]  # its bins hold too few
-        quality["by_checkpoint"][str(step)] = found
     if run.problems.asked:
         true = [
             true_labels(run, problem, r.ids, passed=r.passed)[1].astype(np.int64)
             for problem, r in zip(problems, responses, strict=True)
         ]
-        quality["by_oracle"] = quality_of(tasks, scores, true)
+        quality["by_oracle"] = quality_of(tasks, scores, true, threshold=threshold)
     return quality
 
 
-def judge_choosing(run: Run, params: Any, candidates: list[Candidate]) -> dict[str, Any]:
-    """How well the PRM chooses among the responses that the label stage kept for it (`choosing`).
+def _calibration(
+    run: Run, scores: list[np.ndarray], responses: list[LabelledResponse]
+) -> dict[str, Any]:
+    """Scores as probabilities against the targets, each weighing as in the PRM's loss up to the
+    first -1; neutral steps are left out."""
+    flat_scores, successes = [np.zeros(0)], [np.zeros(0)]
+    for score, response in zip(scores, responses, strict=True):
+        targets, weights = prm_targets(
+            response.steps,
+            response.passed,
+            target=run.config.prm.target,
+            loss_on="first_error",
+        )
+        times = np.where(np.array(response.steps.labels) == 0, 0, weights).astype(np.int64)
+        flat_scores.append(np.repeat(score, times))
+        successes.append(np.repeat((targets + 1) / 2, times))
+    table = calibration(np.concatenate(flat_scores), np.concatenate(successes), CALIBRATION_BINS)
+    return {
+        "calibration": [
+            {
+                "low": float(table.low[i]),
+                "high": float(table.high[i]),
+                "mean_score": or_none(table.predicted[i]),
+                "success": or_none(table.observed[i]),
+                "n": int(table.count[i]),
+            }
+            for i in range(CALIBRATION_BINS)
+        ],
+        "ece": or_none(table.error),
+    }
+
+
+def judge_reranking(run: Run, params: Any, candidates: list[Candidate]) -> dict[str, Any]:
+    """How well the PRM chooses among the responses that the label stage kept for it (`reranking`).
 
     They are the same for every PRM of these labels, so that PRMs can be compared, and an outcome
     model (prm.loss_on) with a PRM.
@@ -188,10 +228,10 @@ def judge_choosing(run: Run, params: Any, candidates: list[Candidate]) -> dict[s
     by_id = {problem.task_id: problem for problem in run.problems.validation}
     problems = [by_id[c.task_id] for c in candidates]
     scores = step_scores(run, params, problems, [(c.ids, c.end_token) for c in candidates])
-    return choosing(scores, np.array([c.passed for c in candidates]), CANDIDATES)
+    return reranking(scores, np.array([c.passed for c in candidates]), CANDIDATES)
 
 
-def choosing(scores: Sequence[np.ndarray], passed: np.ndarray, n: int) -> dict[str, Any]:
+def reranking(scores: Sequence[np.ndarray], passed: np.ndarray, n: int) -> dict[str, Any]:
     """What comes of choosing one of the `n` responses to each problem, which come side by side.
 
     `pass_rate` of all; `any_of_n`, problems that one of them solves; `best_of_n`, problems solved
@@ -214,14 +254,18 @@ def choosing(scores: Sequence[np.ndarray], passed: np.ndarray, n: int) -> dict[s
 
 
 def quality_of(
-    task_ids: Sequence[str], scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+    task_ids: Sequence[str],
+    scores: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    *,
+    threshold: float,
 ) -> dict[str, Any]:
     """What the scores of the responses' steps say of labels that they are held against.
 
-    AUC and calibration read the steps up to and including the first -1 (later steps are "already
-    dead" and flatter any model); neutral steps are left out. Undefined numbers are None.
+    AUC reads the steps up to and including the first -1 (later steps are "already dead" and flatter
+    any model); neutral steps are left out. Undefined numbers are None.
     """
-    report = first_error_report(scores, labels, threshold=THRESHOLD)
+    report = first_error_report(scores, labels, threshold=threshold)
     counted = [loss_support(label, "first_error") & (label != 0) for label in labels]
     flat_scores = np.concatenate([s[c] for s, c in zip(scores, counted, strict=True)])
     flat_labels = np.concatenate([s[c] for s, c in zip(labels, counted, strict=True)])
@@ -230,7 +274,6 @@ def quality_of(
     by_response = np.repeat(np.arange(len(task_ids)), sizes)
     within_problem, _ = auc_within_groups(flat_scores, flat_labels, by_problem.tolist())
     within_response, _ = auc_within_groups(flat_scores, flat_labels, by_response)
-    table = calibration(flat_scores, (flat_labels + 1) / 2, CALIBRATION_BINS)
     return {
         "n_responses": len(task_ids),
         "auc_within_problem": or_none(within_problem),
@@ -246,19 +289,8 @@ def quality_of(
             "too_late": or_none(report.too_late),
             "missed": or_none(report.missed),
             "localised": or_none(report.localised),
-            "threshold": THRESHOLD,
+            "threshold": threshold,
         },
-        "calibration": [
-            {
-                "low": float(table.low[i]),
-                "high": float(table.high[i]),
-                "mean_score": or_none(table.predicted[i]),
-                "success": or_none(table.observed[i]),
-                "n": int(table.count[i]),
-            }
-            for i in range(CALIBRATION_BINS)
-        ],
-        "ece": or_none(table.error),
     }
 
 

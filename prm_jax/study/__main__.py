@@ -11,10 +11,10 @@ import tyro
 from prm_jax.config import ConfigError
 from prm_jax.metrics import say
 from prm_jax.report.study import write_study
-from prm_jax.study.arms import Arm, Study, load_study
+from prm_jax.study.arms import Arm, Study, load_study, nearest
 from prm_jax.study.details import details
 from prm_jax.study.markdown import markdown
-from prm_jax.study.records import finished, lines_of, read_records
+from prm_jax.study.records import LOOKED, add_record, finished, lines_of, read_records
 from prm_jax.study.runner import TRAIN, Runner, stopping_on_sigterm
 from prm_jax.study.runs import StudyRun, study_runs
 from prm_jax.study.tables import bad_lines, set_tables
@@ -37,13 +37,16 @@ class Arguments:
     workdirs: Path = Path("runs")
     """Where the workdirs of the runs go, below a folder named by the study."""
     arms: str = ""
-    """Only these arms, separated by commas, and the arms that they share stages with."""
+    """Only these arms, separated by commas, the baseline, and the arms that they share stages
+    with. The page shows all arms, whichever were run."""
     seeds: tuple[int, ...] = ()
     """Other seeds than those of the study."""
     redraw: Literal["all", "rl"] | None = None
-    """What a seed draws anew: all of the pipeline, or RL only; otherwise as the study says."""
+    """What a seed draws anew: all of the pipeline, or the measured stage and the evaluation only;
+    otherwise as the study says."""
     final: bool = False
-    """Judge the policies on the final problems, once all runs of the study are finished."""
+    """Judge the policies of these arms on the final problems, once all runs of the study are
+    finished. That is done once: other arms, or other settings, are refused afterwards."""
     report_only: Annotated[bool, tyro.conf.arg(name="report-only")] = False
     """Only draw the page and the tables again, from the kept lines."""
 
@@ -66,54 +69,74 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = TRAIN) -> i
 
 
 def _run(arguments: Arguments, command: Sequence[str]) -> int:
+    if arguments.jobs < 0:
+        raise ConfigError(f"--jobs = {arguments.jobs} is not allowed: it must be at least 0")
     loaded = load_study(arguments.study)
-    study = _chosen(loaded, arguments)
+    redraw = arguments.redraw or loaded.redraw
+    whole = dataclasses.replace(
+        loaded, redraw=redraw, seeds=tuple(dict.fromkeys(loaded.seeds + arguments.seeds))
+    )
+    page = whole.name if redraw == loaded.redraw else f"{whole.name}-redraw-{redraw}"
     records = arguments.out / "runs.jsonl"
-    runs = study_runs(study)
-    good = True
-    try:
-        if not arguments.report_only:
-            chosen = runs
-            if arguments.final:
-                chosen = study_runs(study, final=True)
-                check_final(study, runs, chosen, read_records(records))
-            runner = Runner(
-                study,
-                chosen,
-                records=records,
-                workdirs=arguments.workdirs / study.name,
-                jobs=arguments.jobs,
-                command=command,
-                # Arms that are not asked for lend what they have; so does, to a final run, the run
-                # that made its stages.
-                others=study_runs(_with_lenders(study, loaded.arms)),
+    if arguments.report_only:
+        if not records.is_file():
+            raise ConfigError(
+                f"--report-only: {records} is not there; run the study, or name the folder of its "
+                "lines by --out"
             )
-            with stopping_on_sigterm():
-                good = runner.run()
+        write_page(whole, arguments.out, page)
+        return 0
+    study = _chosen(dataclasses.replace(loaded, redraw=redraw), arguments)
+    runs = study_runs(study)
+    if arguments.final:
+        runs = study_runs(study, final=True)
+        begin_final(whole, runs, records)
+    # Arms that are not asked for lend what they have; so does, to a final run, the run that made
+    # its stages.
+    lenders = study_runs(_with_lenders(study, loaded.arms))
+    runner = Runner(
+        study,
+        runs,
+        records=records,
+        workdirs=arguments.workdirs / study.name,
+        jobs=arguments.jobs,
+        command=command,
+        others=lenders,
+    )
+    try:
+        with stopping_on_sigterm():
+            good = runner.run()
     finally:
         if records.exists():
-            write_page(study, arguments.out)
+            write_page(whole, arguments.out, page)
     return 0 if good else 1
 
 
 def _chosen(study: Study, arguments: Arguments) -> Study:
-    """The study with what the command line changes of it."""
+    """The study with those arms and seeds that the command line asks for."""
     changes: dict = {}
     if arguments.seeds:
         changes["seeds"] = arguments.seeds
-    if arguments.redraw:
-        changes["redraw"] = arguments.redraw
     if arguments.arms:
         names = {name.strip() for name in arguments.arms.split(",")}
         known = [arm.name for arm in study.arms]
         if unknown := sorted(names - set(known)):
-            raise ConfigError(f"--arms: {unknown[0]!r} is no arm of {study.name}: {known}")
+            raise ConfigError(
+                f"--arms: {unknown[0]!r} is no arm of {study.name}; {nearest(unknown[0], known)}"
+            )
+        for arm in (study.arm(name) for name in sorted(names)):
+            if arm.seeds and not set(arm.seeds) & set(changes.get("seeds", study.seeds)):
+                raise ConfigError(
+                    f"--seeds: {arm.name!r} has only the seeds {arm.seeds}, and none of "
+                    f"{arguments.seeds}"
+                )
         names.add(study.baseline)
         for arm in reversed(study.arms):
             if arm.name in names and arm.shares:
                 names.add(arm.shares)
         changes["arms"] = tuple(arm for arm in study.arms if arm.name in names)
         changes["ordering"] = tuple(name for name in study.ordering if name in names)
+        changes["also_less"] = tuple(name for name in study.also_less if name in names)
         changes["priced"] = tuple(name for name in study.priced if name in names)
     return dataclasses.replace(study, **changes)
 
@@ -125,35 +148,49 @@ def _with_lenders(study: Study, arms: Sequence[Arm]) -> Study:
     return dataclasses.replace(study, arms=kept)
 
 
-def check_final(
-    study: Study, runs: Sequence[StudyRun], final: Sequence[StudyRun], records: Sequence[dict]
-) -> None:
-    """Raises ConfigError unless the study is finished and its final problems were not looked at.
+def begin_final(study: Study, final: Sequence[StudyRun], path: Path) -> None:
+    """Writes down, before the first look at the final problems, whose policies are judged by it.
 
-    A look that was cut short goes on; with other settings there is no second look.
+    A look that was cut short goes on. Raises ConfigError unless all runs of the study are finished,
+    or if there was a look with other settings, or without these runs.
     """
+    records = read_records(path)
+    all_final = study_runs(study, final=True)
+    sets = {run.set_name for run in final}
+    before = [r for r in records if r["study"] == study.name and r["set"] in sets]
+    ours = {id(line) for lines in lines_of(study, all_final, records).values() for line in lines}
+    for line in before:
+        if line["status"] != LOOKED and id(line) not in ours:
+            raise ConfigError(
+                f"--final: the final problems were looked at before, by {line['run']}: a second "
+                "look with other settings would make them development problems; draw others "
+                "(problems.chains.seed) and run the study anew"
+            )
+    looked = {(arm, seed) for r in before if r["status"] == LOOKED for arm, seed in r["looked"]}
+    looked |= {(r["arm"], r["seed"]) for r in before if r["status"] != LOOKED}
+    asked = [(run.arm.name, run.seed) for run in final]
+    for arm, seed in asked if looked else ():
+        if (arm, seed) not in looked:
+            raise ConfigError(
+                f"--final: the final problems were looked at before, and {arm!r} with seed {seed} "
+                f"was not among {', '.join(sorted({name for name, _ in looked}))}: it would be "
+                "chosen knowing what came out; name those by --arms and --seeds, or draw others "
+                "(problems.chains.seed) and run the study anew"
+            )
+    if looked:
+        return
+    runs = study_runs(study)
     done = finished(study, runs, records)
     if missing := [run.name for run in runs if run.name not in done]:
         raise ConfigError(
             f"--final: {len(missing)} runs of {study.name} are not finished, {missing[0]} for one; "
             "finish the study on the development problems first"
         )
-    ours = {id(line) for lines in lines_of(study, final, records).values() for line in lines}
-    sets = {run.set_name for run in final}
-    looked = [
-        r["run"]
-        for r in records
-        if r["study"] == study.name and r["set"] in sets and id(r) not in ours
-    ]
-    if looked:
-        raise ConfigError(
-            f"--final: the final problems were looked at before, by {looked[0]}: a second look "
-            "with other settings would make them development problems; draw others "
-            "(problems.chains.seed) and run the study anew"
-        )
+    for name in sorted(sets):
+        add_record(path, {"study": study.name, "set": name, "status": LOOKED, "looked": asked})
 
 
-def write_page(study: Study, out: Path) -> None:
+def write_page(study: Study, out: Path, name: str) -> None:
     """Writes OUT/NAME.html and OUT/NAME.md from OUT/runs.jsonl alone."""
     records = read_records(out / "runs.jsonl")
     sets = [study_runs(study)]
@@ -162,9 +199,9 @@ def write_page(study: Study, out: Path) -> None:
     tables = [table for runs in sets for table in set_tables(study, runs, records)]
     bad = bad_lines(study, [run for runs in sets for run in runs], records)
     more = [details(table.arms, confidence=study.confidence) for table in tables]
-    (out / f"{study.name}.md").write_text(markdown(study, tables, more, bad), encoding="utf-8")
+    (out / f"{name}.md").write_text(markdown(study, tables, more, bad), encoding="utf-8")
     page = write_study(
-        out / f"{study.name}.html",
+        out / f"{name}.html",
         study=study,
         tables=tables,
         details=more,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from prm_jax.config import Config, ConfigError
+from prm_jax.config.section import mistyped
 from prm_jax.config_file import run_file
 
 Measured = Literal["sft", "rl", "label", "prm", "rl_prm"]
@@ -32,9 +33,21 @@ class Arm:
     through: str = "prm"
     """The last stage that is taken from the arm `shares`."""
     seeds: tuple[int, ...] = ()
-    """Only these of the study's seeds; empty: all of them."""
+    """Only these of the study's seeds; empty: all of them. With `--seeds`, those of both."""
     about: str = ""
     """A few words for the tables."""
+
+    def __post_init__(self):
+        for field, wanted in mistyped(self):
+            raise ConfigError(
+                f"arm {self.name!r}: {field} = {getattr(self, field)!r} is not allowed: it must be "
+                f"of type {wanted}"
+            )
+        if isinstance(self.settings, Mapping) and "seed" in self.settings:
+            raise ConfigError(
+                f"arm {self.name!r}: seed is no setting of an arm: all arms have the seeds of the "
+                "study"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +61,8 @@ class Study:
     seeds: tuple[int, ...]
     baseline: str
     """The arm that the others are compared with, seed by seed."""
+    also_less: tuple[str, ...] = ()
+    """Further arms that all others are compared with."""
     redraw: Literal["all", "rl"] = "all"
     """all: each seed draws SFT, labels and PRM anew. rl: the measured stage and the evaluation
     alone; everything before comes from the first seed."""
@@ -63,6 +78,10 @@ class Study:
     """What the study asks, for the head of the page."""
 
     def __post_init__(self):
+        for field, wanted in mistyped(self):
+            raise ConfigError(
+                f"{field} = {getattr(self, field)!r} is not allowed: it must be of type {wanted}"
+            )
         names = [arm.name for arm in self.arms]
         for name in [self.name, *names]:
             if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
@@ -78,10 +97,13 @@ class Study:
             raise ConfigError(f"redraw = {self.redraw!r} is not allowed: it must be all or rl")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence = {self.confidence} must lie between 0 and 1")
-        named = {"baseline": (self.baseline,), "ordering": self.ordering, "priced": self.priced}
+        named = {
+            "baseline": (self.baseline,), "also_less": self.also_less,
+            "ordering": self.ordering, "priced": self.priced,
+        }  # fmt: skip
         for field, name in [(field, name) for field, some in named.items() for name in some]:
             if name not in names:
-                raise ConfigError(f"{field} = {name!r} is no arm; {_nearest(name, names)}")
+                raise ConfigError(f"{field} = {name!r} is no arm; {nearest(name, names)}")
         for i, arm in enumerate(self.arms):
             if arm.measure not in get_args(Measured):
                 raise ConfigError(
@@ -94,10 +116,8 @@ class Study:
             if arm.shares and arm.shares not in names[:i]:
                 raise ConfigError(
                     f"{arm.name}: shares = {arm.shares!r} is no arm listed before it; "
-                    f"{_nearest(arm.shares, names[:i])}"
+                    f"{nearest(arm.shares, names[:i])}"
                 )
-            if arm.seeds and not set(arm.seeds) & set(self.seeds):
-                raise ConfigError(f"{arm.name}: seeds = {arm.seeds} holds none of {self.seeds}")
             self.config_of(arm, self.seeds[0])  # refuses bad settings before any work
         for field, name in [(field, name) for field, some in named.items() for name in some]:
             if (measure := self.arm(name).measure) not in POLICIES:
@@ -105,6 +125,11 @@ class Study:
                     f"{field} = {name!r} has no pass@1, since it measures {measure!r}: give it "
                     f"one of {', '.join(POLICIES)}, or name another arm"
                 )
+
+    @property
+    def compared_with(self) -> tuple[str, ...]:
+        """The arms that the others are held against, the baseline first."""
+        return tuple(dict.fromkeys((self.baseline, *self.also_less)))
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -137,7 +162,7 @@ def _with(section: Any, settings: dict[str, Any], where: str) -> Any:
     for path, value in settings.items():
         name, _, rest = path.partition(".")
         if name not in fields or (rest and not dataclasses.is_dataclass(getattr(section, name))):
-            raise ConfigError(f"{where}{path} is no setting; {_nearest(name, fields)}")
+            raise ConfigError(f"{where}{path} is no setting; {nearest(name, fields)}")
         if rest:
             below.setdefault(name, {})[rest] = value
         else:
@@ -149,14 +174,24 @@ def _with(section: Any, settings: dict[str, Any], where: str) -> Any:
 
 
 def load_study(path: Path) -> Study:
-    """Runs a study file and returns its `get_study()`; raises ConfigError if it has none."""
+    """Runs a study file and returns its `get_study()`.
+
+    Raises ConfigError if it has none, or if an arm asks for a seed that the study does not have.
+    """
     study = run_file(path, "study", "get_study")
     if not isinstance(study, Study):
         raise ConfigError(f"{path}: get_study() returned {type(study).__name__}, not a Study")
+    for arm in study.arms:
+        if other := sorted(set(arm.seeds) - set(study.seeds)):
+            raise ConfigError(
+                f"{path}: arm {arm.name!r}: seeds = {arm.seeds} is not allowed: {other[0]} is none "
+                f"of the study's, {study.seeds}"
+            )
     return study
 
 
-def _nearest(name: str, names: list[str]) -> str:
+def nearest(name: str, names: list[str]) -> str:
+    """The name that was meant, as the end of a message."""
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from prm_jax.study.intervals import Spread, spread
+from prm_jax.stages.inspection import RESPONSES
+from prm_jax.stages.label import CANDIDATES
+from prm_jax.study.intervals import SeedMean, seed_mean
 from prm_jax.study.tables import ArmRow, BySeed
 
 
@@ -28,7 +30,8 @@ class _Column:
     field: str
     title: str
     show: Callable[[float | None], str] = decimal
-    signed: bool = False  # a difference
+    paired: bool = True  # whether a difference between arms says anything
+    signed: bool = False  # it is a difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Detail:
     """A table with a row for an arm, or for a checkpoint of it.
 
     Means over the seeds whose lines have the number, which older ones may not, and half of their
-    intervals by seeds.
+    intervals by seeds. The first column says how many seeds there are at most.
     """
 
     title: str
@@ -58,24 +61,34 @@ _LABELS = (
     _Column("non_monotone", "not monotone"),
     _Column("binary_agrees", "binary search agrees"),
     _Column("completions", "completions per label"),
-    _Column("sampled_tokens", "tokens", count),
-    _Column("executions", "executions"),
-    _Column("seconds", "milliseconds", thousandths),
+    _Column("sampled_tokens", "tokens per label", count),
+    _Column("executions", "executions per label"),
+    # The first arm executes what those after it find executed.
+    _Column("seconds", "milliseconds per label", thousandths, paired=False),
+)
+_FIRST_ERROR = (
+    ("exact", "exact"),
+    ("localised", "exact, given that it fails"),
+    ("too_early", "too early"),
+    ("too_late", "too late"),
+    ("f1", "F1"),
+    ("auc", "AUC in problem"),
+)
+_RERANKING = (
+    _Column("pass_rate", "pass, %", percent, paired=False),  # the same for all
+    _Column("lowest", f"best of {CANDIDATES} by lowest score, %", percent),
+    _Column("last", f"best of {CANDIDATES} by last score, %", percent),
+    _Column("any_of_n", f"any of {CANDIDATES}, %", percent, paired=False),
+)
+# An arm with labels of its own has them on the validation responses too, so that what is held
+# against labels cannot be compared between arms.
+_PRM_BY_LABELS = (
+    *(_Column(name, title, paired=False) for name, title in _FIRST_ERROR),
+    _Column("ece", "ECE", paired=False),
 )
 _PRM = (
-    _Column("exact", "first error exact"),
-    _Column("exact_by_oracle", "by the oracle"),
-    _Column("localised", "told that it fails"),
-    _Column("localised_by_oracle", "by the oracle"),
-    _Column("too_early", "too early"),
-    _Column("too_late", "too late"),
-    _Column("f1", "first-error F1"),
-    _Column("auc", "AUC in problem"),
-    _Column("ece", "ECE"),
-    _Column("pass_rate", "pass, %", percent),
-    _Column("lowest", "best of 8 by lowest score, %", percent),
-    _Column("last", "by last score, %", percent),
-    _Column("any_of_n", "any of 8, %", percent),
+    *(_Column(f"{name}_by_oracle", title) for name, title in _FIRST_ERROR),
+    *_RERANKING,
     _Column("as_critic", "as the first critic: correlation"),
 )
 _TRAINING = (
@@ -88,9 +101,9 @@ _TRAINING = (
 )
 _DRIFT = (
     _Column("pass_rate", "pass, %", percent),
-    _Column("lowest", "best of 8 by lowest score, %", percent),
-    _Column("last", "by last score, %", percent),
-    _Column("any_of_n", "any of 8, %", percent),
+    _Column("lowest", f"best of {RESPONSES} by lowest score, %", percent),
+    _Column("last", f"best of {RESPONSES} by last score, %", percent),
+    _Column("any_of_n", f"any of {RESPONSES}, %", percent),
     _Column("auc_passed", "AUC of passing"),
     _Column("passing", "mean score, passing"),
     _Column("failing", "failing"),
@@ -105,6 +118,7 @@ def details(arms: Sequence[ArmRow], *, confidence: float) -> list[Detail]:
     Those of labels and PRM name arms that share them once, and come with the differences to their
     first arm, seed by seed: how hard a seed is cancels out.
     """
+    prms = _distinct([(arm.name, arm.prm) for arm in arms if arm.prm])
     found = []
     for title, caption, columns, rows in (
         (
@@ -117,23 +131,29 @@ def details(arms: Sequence[ArmRow], *, confidence: float) -> list[Detail]:
             _distinct([(arm.name, arm.labels) for arm in arms if arm.labels]),
         ),
         (
+            "PRM by labels",
+            "First errors of validation responses as the PRM finds them, held against labels by "
+            "execution, which differ between arms that label in their own way (docs/results.md).",
+            _PRM_BY_LABELS,
+            prms,
+        ),
+        (
             "PRM",
-            "The PRM held against labels of validation responses, as a judge of whole programs, "
-            "and as the critic that PPO begins with (docs/results.md).",
+            "The same against the oracle's labels; and the PRM as a judge of whole programs, and "
+            "as the critic that PPO begins with.",
             _PRM,
-            _distinct([(arm.name, arm.prm) for arm in arms if arm.prm]),
+            prms,
         ),
     ):
         found.append(_detail(title, caption, columns, rows, confidence))
         if len(rows) > 1:
             (reference, first), *others = rows
             pairs = [(name, _less(values, first)) for name, values in others]
-            found.append(
-                _detail(
-                    f"{title}, less `{reference}`", "The same, paired by seed.",
-                    [dataclasses.replace(c, signed=True) for c in columns], pairs, confidence,
-                )
-            )  # fmt: skip
+            signed = [dataclasses.replace(c, signed=True) for c in columns if c.paired]
+            if signed:
+                caption = "The same, paired by seed."
+                title = f"{title}, less `{reference}`"
+                found.append(_detail(title, caption, signed, pairs, confidence))
     found += [
         _detail(
             "training",
@@ -145,8 +165,8 @@ def details(arms: Sequence[ArmRow], *, confidence: float) -> list[Detail]:
         ),
         _detail(
             "PRM on the policy, by step",
-            "Responses of each checkpoint of the arm's policy to validation problems, eight to a "
-            "problem, and what the PRM says of them.",
+            "Responses of each checkpoint of the arm's policy to validation problems, several to "
+            "a problem, and what the PRM says of them.",
             _DRIFT,
             [
                 (f"{arm.name}, {step}", arm.drift[step])
@@ -192,26 +212,30 @@ def _detail(
     confidence: float,
 ) -> Detail:
     columns = [c for c in columns if any(c.field in values for _, values in rows)]
-    spreads = [
-        (name, {f: spread([*some.values()], confidence=confidence) for f, some in values.items()})
-        for name, values in rows
+    means = [
+        (
+            name,
+            max(len(values.get(column.field, {})) for column in columns),
+            {f: seed_mean([*some.values()], confidence=confidence) for f, some in values.items()},
+        )
+        for name, values in (rows if columns else ())
     ]
     return Detail(
         title,
         f"{caption} Means over the seeds that have it, ± half of their interval by seeds.",
-        tuple(column.title for column in columns),
+        ("seeds", *(column.title for column in columns)),
         [
             DetailRow(
                 name,
-                tuple(s.mean if (s := values.get(c.field)) else None for c in columns),
-                tuple(_shown(values.get(column.field), column) for column in columns),
+                (n, *(s.mean if (s := values.get(c.field)) else None for c in columns)),
+                (f"{n}", *(_shown(values.get(column.field), column) for column in columns)),
             )
-            for name, values in spreads
+            for name, n, values in means
         ],
     )
 
 
-def _shown(value: Spread | None, column: _Column) -> str:
+def _shown(value: SeedMean | None, column: _Column) -> str:
     if value is None:
         return column.show(None)
     sign = "+" if column.signed and value.mean >= 0 else ""

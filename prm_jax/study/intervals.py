@@ -28,21 +28,21 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class SeedMean:
     """A number that each seed has once: its mean, and half of its interval by seeds."""
 
     mean: float
     half: float | None  # None from one seed
 
 
-def spread(values: Sequence[float], *, confidence: float) -> Spread:
+def seed_mean(values: Sequence[float], *, confidence: float) -> SeedMean:
     """mean +- t_{S-1} s / sqrt(S) of S >= 1 values, one of each seed."""
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
-        return Spread(mean, None)
+        return SeedMean(mean, None)
     standard_error = float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Spread(mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * standard_error)
+    return SeedMean(mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * standard_error)
 
 
 def estimate(

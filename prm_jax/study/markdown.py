@@ -16,12 +16,18 @@ def markdown(
     """The tables as Markdown, each of `tables` with its details."""
     level = f"{100 * study.confidence:g} %"
     parts = [f"# Study {study.name}", study.about] if study.about else [f"# Study {study.name}"]
-    redrawn = "the whole pipeline" if study.redraw == "all" else "the measured stage only"
+    redrawn = (
+        "the whole pipeline"
+        if study.redraw == "all"
+        else "the measured stage and the evaluation only"
+    )
     parts.append(
         f"Seeds redraw {redrawn}. Means over seeds of pass@1 in %; n is seeds × problems. "
         f"*By seeds*: {level} interval by Student's t "
         f"over seeds. *Seeds and problems*: {level} percentiles of a bootstrap that resamples "
-        f"both. Differences to `{study.baseline}` are paired by seed and problem."
+        f"both. Differences to {_listed(study.compared_with)} are paired by seed and problem. "
+        "CPU-s: of the run itself, with attempts that were cut short; who needs a shared stage "
+        "first pays for it."
     )
     for table, more in zip(tables, details, strict=True):
         parts.append(f"## {table.name}")
@@ -29,7 +35,8 @@ def markdown(
         parts.append(
             _table(
                 ("arm", "n", "pass@1", "by seeds", "seeds and problems", "greedy", "longer",
-                 f"less {study.baseline}", "by seeds", "programs", "executed", "CPU-s"),
+                 *(title for o in study.compared_with for title in (f"less {o}", "by seeds")),
+                 "programs", "executed", "CPU-s"),
                 [_cells(arm) for arm in arms],
             )
         )  # fmt: skip
@@ -65,13 +72,23 @@ def markdown(
             parts.append(_table((detail.title, *detail.columns), rows))
     if bad:
         parts.append("## Runs that failed or were cut short")
+        parts.append("All of these that have a number above were finished later.")
         parts.append("\n".join(f"- `{r['run']}`: {r['status']}, {r['error']}" for r in bad))
     return "\n\n".join(parts) + "\n"
 
 
 def _cells(arm: ArmRow) -> tuple[str, ...]:
-    e, d = arm.pass_at_1, arm.difference
+    e = arm.pass_at_1
     assert e is not None
+    differences = [
+        text
+        for d in arm.differences.values()
+        for text in (
+            ("–", "–")
+            if d is None
+            else (f"{100 * d.value:+.1f}", _interval(d.low, d.high, sign="+"))
+        )
+    ]
     return (
         arm.name,
         f"{e.seeds} × {e.problems}",
@@ -80,12 +97,15 @@ def _cells(arm: ArmRow) -> tuple[str, ...]:
         _interval(e.bootstrap_low, e.bootstrap_high),
         percent(arm.greedy),
         percent(arm.long),
-        "–" if d is None else f"{100 * d.value:+.1f}",
-        "–" if d is None else _interval(d.low, d.high, sign="+"),
+        *differences,
         f"{arm.programs['generated']:,.0f}",
         f"{arm.programs['executed']:,.0f}",
         "–" if arm.cpu_s is None else f"{arm.cpu_s:,.0f}",
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and to ".join(f"`{name}`" for name in names)
 
 
 def _said(step: Step) -> str:

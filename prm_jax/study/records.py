@@ -17,12 +17,13 @@ from prm_jax.study.arms import POLICIES, Study
 from prm_jax.study.runs import StudyRun
 
 FINISHED, FAILED, ABANDONED = "finished", "failed", "abandoned"
+LOOKED = "looked"  # no run: which policies the one look at the final problems is for
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a last line that a kill tore is passed over.
 
-    Raises ConfigError if any other line is not JSON.
+    Raises ConfigError if any other line is not JSON or not of a run.
     """
     if not path.exists():
         return []
@@ -30,9 +31,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
-            raise ConfigError(f"{path}, line {number} is not JSON: {error}") from error
+            raise ConfigError(
+                f"{path}, line {number} is not JSON: {error}; mend the line, or take it out"
+            ) from error
+        if not isinstance(record, dict) or not {"study", "set", "status"} <= record.keys():
+            raise ConfigError(
+                f"{path}, line {number} is no line of a run, which has study, set and status: take "
+                "it out"
+            )
+        found.append(record)
     return found
 
 
@@ -158,7 +167,7 @@ def programs(run: StudyRun, workdir: Path) -> dict[str, int]:
     baseline = 0
     if run.arm.measure != "rl" and "rl" in run.stages:
         # The folder is not there where only what was made of it is shared; its size is known.
-        baseline = run.config.ppo.steps * run.config.ppo.rollouts
+        baseline = run.baseline.steps * run.baseline.rollouts
         baseline = done["rl"].get("programs_generated", baseline)
     policy = done[run.arm.measure].get("programs_generated", 0)
     return {

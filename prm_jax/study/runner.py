@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -111,6 +112,8 @@ class Runner:
                         self._start(run)
                 time.sleep(self._poll_s)
         finally:
+            if self._running:
+                say(f"stopping: {len(self._running)} runs write down what they have")
             for child in self._running:
                 child.interrupt()
             for child in self._running:
@@ -243,6 +246,7 @@ class Runner:
         found: dict[str, Any] | None = None,
     ) -> None:
         line = described(self._study, run) | {"status": status, "error": error}
+        line["machine"] = machine()
         if child is not None:
             kept = _read(child.workdir)
             kept["attempts"][-1] |= {"ended_s": time.time(), "cpu_s": child.cpu_s}
@@ -343,6 +347,17 @@ class _Child:
         text = self._log.read_bytes()[-4000:].decode("utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()][-5:]
         return f"exit code {self.exit_code}: " + " | ".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """The processor, as far as the system tells, and how many cores the study has of it."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return {"processor": name, "cores": len(os.sched_getaffinity(0))}
 
 
 def core_sets(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:

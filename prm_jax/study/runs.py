@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prm_jax.config import Config, ConfigError, to_json
+from prm_jax.config import Config, ConfigError, PPOConfig, to_json
 from prm_jax.stages.run import deciding
 from prm_jax.study.arms import POLICIES, Arm, Study, with_settings
 from prm_jax.train import READ_FIRST_BY, STAGES, needs
@@ -31,6 +31,7 @@ class StudyRun:
     seed: int
     config: Config
     before: Config  # the settings under which what comes before the measured stage is made
+    baseline: PPOConfig  # of the run that writes the responses to be labelled
     stages: tuple[str, ...]  # those that lead to what is measured, in order
     keys: Mapping[str, str]  # of what each stage must be
     made: frozenset[str]  # the stages that this run's own settings make so
@@ -64,8 +65,10 @@ class StudyRun:
 
 
 def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
-    """All runs, seed by seed, so that whole comparisons are finished early; only those of policies
-    on the final problems.
+    """All runs, seed by seed, so that whole comparisons are finished early.
+
+    On the final problems: those of policies, and others only where they alone make a stage that a
+    policy takes.
 
     Raises ConfigError if a stage that a run must share is made by no run of the study.
     """
@@ -83,7 +86,16 @@ def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
                     f"arm {run.arm.name!r} takes {stage!r} from another, and no arm makes it: "
                     f"list an arm with these settings that runs {stage!r}"
                 )
-    return [run for run in runs if run.arm.measure in POLICIES or not final]
+    if not final:
+        return runs
+    policies = [run for run in runs if run.arm.measure in POLICIES]
+    taken = {key for run in policies for key in run.keys.values()}
+    taken -= {run.keys[stage] for run in policies for stage in run.made}
+    return [
+        run
+        for run in runs
+        if run.arm.measure in POLICIES or taken & {run.keys[stage] for stage in run.made}
+    ]
 
 
 def _run(study: Study, arm: Arm, seed: int, final: bool) -> StudyRun:
@@ -98,6 +110,7 @@ def _run(study: Study, arm: Arm, seed: int, final: bool) -> StudyRun:
         seed=seed,
         config=config,
         before=_stage_config(study, arm, seed, (stages[-2:-1] or stages)[0]),
+        baseline=_stage_config(study, arm, seed, "rl").ppo,
         stages=stages,
         keys=_keys(read),
         made=made,

@@ -30,12 +30,13 @@ class ArmRow:
     by_seed: dict[int, float]  # pass@1
     finished: int  # seeds
     pass_at_1: Estimate | None  # None where no seed is finished, or the arm has no policy
-    difference: Estimate | None  # to the baseline; None for itself and without common seeds
+    differences: dict[str, Estimate | None]
+    """To each arm of `Study.compared_with`; None for itself and without common seeds."""
     greedy: float | None
     long: float | None
     by_horizon: dict[str, float]
     programs: dict[str, float]  # means over seeds
-    cpu_s: float | None  # of the last attempts, shared stages left out
+    cpu_s: float | None  # of all attempts, as far as they are known, shared stages left out
     labels: BySeed  # what they cost, and how right they are
     prm: BySeed
     training: BySeed  # what the rollouts solved, what plans decide, the critic's error
@@ -116,7 +117,6 @@ def bad_lines(study: Study, runs: Sequence[StudyRun], records: Sequence[Record])
 
 def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow:
     found = by_arm[arm.name]
-    base = by_arm[study.baseline]
     judged = found if arm.measure in POLICIES else {}
     records = list(found.values())
     return ArmRow(
@@ -128,12 +128,15 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
         pass_at_1=estimate(_rates([*judged.values()]), confidence=study.confidence)
         if judged
         else None,
-        difference=None if arm.name == study.baseline else _paired(study, judged, base),
+        differences={
+            other: None if arm.name == other else _paired(study, judged, by_arm[other])
+            for other in study.compared_with
+        },
         greedy=_mean([r.get("pass_at_1_greedy") for r in records]),
         long=_mean([r.get("long") for r in records]),
         by_horizon=_means([r["by_horizon"] for r in judged.values()]),
         programs=_means([r["programs"] for r in records]),
-        cpu_s=_mean([r["cpu_s"] for r in records]),
+        cpu_s=_mean([r.get("cpu_s_all_attempts") or r["cpu_s"] for r in records]),
         labels=_by_seed({seed: _labelled(r) for seed, r in found.items()}),
         prm=_by_seed({seed: _judged(r) for seed, r in found.items()}),
         training=_by_seed({seed: _trained(r) for seed, r in found.items()}),
@@ -162,21 +165,20 @@ def _labelled(record: Record) -> dict[str, float | None]:
 def _judged(record: Record) -> dict[str, float | None]:
     """What is said of the PRM by itself, where the arm has one."""
     prm = record.get("prm", {})
-    error, best = prm.get("first_error", {}), prm.get("choosing", {}).get("best_of_n", {})
-    return {
-        "exact": error.get("exact"),
-        "exact_by_oracle": prm.get("by_oracle", {}).get("first_error", {}).get("exact"),
-        "localised": error.get("localised"),
-        "localised_by_oracle": prm.get("by_oracle", {}).get("first_error", {}).get("localised"),
-        "too_early": error.get("too_early"),
-        "too_late": error.get("too_late"),
-        "f1": error.get("f1"),
-        "auc": prm.get("auc_within_problem"),
+    reranking = prm.get("reranking", {})
+    best = reranking.get("best_of_n", {})
+    found: dict[str, float | None] = {}
+    for by, held in (("", prm), ("_by_oracle", prm.get("by_oracle", {}))):
+        error = held.get("first_error", {})
+        for name in ("exact", "localised", "too_early", "too_late", "f1"):
+            found[f"{name}{by}"] = error.get(name)
+        found[f"auc{by}"] = held.get("auc_within_problem")
+    return found | {
         "ece": prm.get("ece"),
-        "pass_rate": prm.get("choosing", {}).get("pass_rate"),
+        "pass_rate": reranking.get("pass_rate"),
         "lowest": best.get("lowest"),
         "last": best.get("last"),
-        "any_of_n": prm.get("choosing", {}).get("any_of_n"),
+        "any_of_n": reranking.get("any_of_n"),
         "as_critic": prm.get("as_critic", {}).get("correlation"),
     }
 

@@ -177,6 +177,8 @@ def test_the_prm_is_held_against_the_oracle_where_labels_are_wrong(monkeypatch):
     assert (found["first_error"]["exact"], found["first_error"]["too_late"]) == (0.0, 1.0)
     assert found["by_oracle"]["first_error"]["exact"] == 1.0
     assert found["by_oracle"]["auc_within_problem"] == 1.0
+    (of_checkpoint,) = found["by_checkpoint"].values()
+    assert of_checkpoint["by_oracle"] == found["by_oracle"]
 
 
 def test_prms_choose_among_the_same_candidates(monkeypatch):

@@ -268,6 +268,11 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
         record["prm"] = {
             "first_error": {"exact": exact},
             "by_oracle": {"first_error": {"exact": 0.4}},
+            "by_checkpoint": {"4": {"first_error": {"exact": exact - 0.1}}},
+            "style": {
+                "as_written": {"accused": 0.5, "mean_change": 0.0},
+                "commented": {"accused": 1.0, "mean_change": -exact},
+            },
             "reranking": {"pass_rate": 0.1, "best_of_n": {"lowest": 0.3, "last": 0.2}},
         }
     records[-1]["labels"]["dense_search"] = {"non_monotone": 0.04, "binary_agrees": 0.97}
@@ -284,6 +289,11 @@ def test_details_are_means_with_half_of_their_interval_by_seeds():
     assert found["labels"]["not monotone"] == "0.04"  # known of one seed
     assert found["PRM by labels"]["exact"] == f"0.60 ± {half:.2f}"
     assert found["PRM"]["exact"] == "0.40 ± 0.00"
+    assert found["PRM on right programs"] == {
+        "seeds": "3", "accused as written, %": "50.0 ± 0.0", "comments, %": "100.0 ± 0.0",
+        "comments: change": f"-0.60 ± {half:.2f}",
+    }  # fmt: skip
+    assert found["PRM on the baseline, by step"] == {"seeds": "3", "exact": f"0.50 ± {half:.2f}"}
     assert found["PRM"]["best of 8 by lowest score, %"] == "30.0 ± 0.0"
     assert "any of 8, %" not in found["PRM"]  # nobody has it
     assert "labels, less `dense`" not in found  # there is no other arm with labels

@@ -166,25 +166,30 @@ def judge_prm(run: Run, params: Any, responses: list[LabelledResponse]) -> dict[
     scores = step_scores(run, params, problems, [(r.ids, r.end_token) for r in responses])
     by_execution = [np.array(r.steps.labels, np.int64) for r in responses]
     tasks = [r.task_id for r in responses]
-    threshold = threshold_of(run)
-    quality = quality_of(tasks, scores, by_execution, threshold=threshold)
-    quality |= _calibration(run, scores, responses)
-    quality["by_checkpoint"] = {}
-    for step in sorted({r.checkpoint for r in responses}):
-        some = [i for i, r in enumerate(responses) if r.checkpoint == step]
-        quality["by_checkpoint"][str(step)] = quality_of(
-            [tasks[i] for i in some],
-            [scores[i] for i in some],
-            [by_execution[i] for i in some],
-            threshold=threshold,
-        )
-    if run.problems.asked:
-        true = [
-            true_labels(run, problem, r.ids, passed=r.passed)[1].astype(np.int64)
-            for problem, r in zip(problems, responses, strict=True)
-        ]
-        quality["by_oracle"] = quality_of(tasks, scores, true, threshold=threshold)
-    return quality
+    by_oracle = [
+        true_labels(run, problem, r.ids, passed=r.passed)[1].astype(np.int64)
+        for problem, r in zip(problems, responses, strict=True)
+        if run.problems.asked
+    ]
+
+    def quality_on(some: Sequence[int]) -> dict[str, Any]:
+        def held(labels: list[np.ndarray]) -> dict[str, Any]:
+            return quality_of(
+                [tasks[i] for i in some],
+                [scores[i] for i in some],
+                [labels[i] for i in some],
+                threshold=threshold_of(run),
+            )
+
+        return held(by_execution) | ({"by_oracle": held(by_oracle)} if by_oracle else {})
+
+    return quality_on(range(len(responses))) | {
+        **_calibration(run, scores, responses),
+        "by_checkpoint": {
+            str(step): quality_on([i for i, r in enumerate(responses) if r.checkpoint == step])
+            for step in sorted({r.checkpoint for r in responses})
+        },
+    }
 
 
 def _calibration(

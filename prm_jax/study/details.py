@@ -91,6 +91,23 @@ _PRM = (
     *_RERANKING,
     _Column("as_critic", "as the first critic: correlation"),
 )
+_STYLE = (
+    _Column("accused_as_written", "accused as written, %", percent),
+    *(
+        _Column(f"{name}_{style}", f"{said}{of}", show)
+        for style, said in (
+            ("commented", "comments"),
+            ("with_dead_code", "dead code"),
+            ("renamed", "other variables"),
+            ("wrapped", "try block"),
+        )
+        for name, of, show in (("accused", ", %", percent), ("mean_change", ": change", decimal))
+    ),
+)
+_OF_BASELINE = (
+    *(_Column(name, title) for name, title in _FIRST_ERROR),
+    *(_Column(f"{name}_by_oracle", f"{title} by the oracle") for name, title in _FIRST_ERROR),
+)
 _TRAINING = (
     _Column("solved", "problems asked and ever solved, %", percent),
     _Column("solutions", "different solutions", count),
@@ -155,6 +172,28 @@ def details(arms: Sequence[ArmRow], *, confidence: float) -> list[Detail]:
                 title = f"{title}, less `{reference}`"
                 found.append(_detail(title, caption, signed, pairs, confidence))
     found += [
+        _detail(
+            "PRM on right programs",
+            "Reference solutions of validation problems: how many the PRM accuses of an error, as "
+            "they are written and in another style, and the change of their lines' mean score.",
+            _STYLE,
+            [row for row in prms if any(name.startswith("accused") for name in row[1])],
+            confidence,
+        ),
+        _detail(
+            "PRM on the baseline, by step",
+            "First errors of validation responses of each of the baseline's checkpoints, by labels "
+            "and by the oracle.",
+            _OF_BASELINE,
+            [
+                (f"{name}, {step}", arm.of_baseline[step])
+                for name in [name for name, _ in prms]
+                for arm in arms
+                if arm.name == name
+                for step in sorted(arm.of_baseline, key=int)
+            ],
+            confidence,
+        ),
         _detail(
             "training",
             "What the rollouts of training solved, what the policy's plans decide, and the last "

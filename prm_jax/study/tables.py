@@ -40,6 +40,7 @@ class ArmRow:
     labels: BySeed  # what they cost, and how right they are
     prm: BySeed
     training: BySeed  # what the rollouts solved, what plans decide, the critic's error
+    of_baseline: dict[str, BySeed]  # the PRM on the baseline's checkpoints, by step
     drift: dict[str, BySeed]  # the PRM on the policy's checkpoints, by step
 
 
@@ -140,6 +141,7 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
         labels=_by_seed({seed: _labelled(r) for seed, r in found.items()}),
         prm=_by_seed({seed: _judged(r) for seed, r in found.items()}),
         training=_by_seed({seed: _trained(r) for seed, r in found.items()}),
+        of_baseline={step: _by_seed(some) for step, some in _of_baseline(found).items()},
         drift={step: _by_seed(some) for step, some in _drift(found).items()},
     )
 
@@ -167,19 +169,18 @@ def _judged(record: Record) -> dict[str, float | None]:
     prm = record.get("prm", {})
     reranking = prm.get("reranking", {})
     best = reranking.get("best_of_n", {})
-    found: dict[str, float | None] = {}
-    for by, held in (("", prm), ("_by_oracle", prm.get("by_oracle", {}))):
-        error = held.get("first_error", {})
-        for name in ("exact", "localised", "too_early", "too_late", "f1"):
-            found[f"{name}{by}"] = error.get(name)
-        found[f"auc{by}"] = held.get("auc_within_problem")
-    return found | {
+    return _first_errors(prm) | {
         "ece": prm.get("ece"),
         "pass_rate": reranking.get("pass_rate"),
         "lowest": best.get("lowest"),
         "last": best.get("last"),
         "any_of_n": reranking.get("any_of_n"),
         "as_critic": prm.get("as_critic", {}).get("correlation"),
+        **{
+            f"{name}_{style}": said.get(name)
+            for style, said in prm.get("style", {}).items()
+            for name in ("accused", "mean_change")
+        },
     }
 
 
@@ -196,6 +197,27 @@ def _trained(record: Record) -> dict[str, float | None]:
         "critic_rmse": critic.get("rmse"),
         "critic_rmse_of_mean": critic.get("rmse_of_mean"),
     }
+
+
+def _of_baseline(records: dict[int, Record]) -> dict[str, dict[int, dict[str, float | None]]]:
+    """How the PRM finds first errors of responses of the baseline's checkpoints, by step and
+    seed."""
+    by_step: dict[str, dict[int, dict[str, float | None]]] = {}
+    for seed, record in records.items():
+        for step, found in record.get("prm", {}).get("by_checkpoint", {}).items():
+            by_step.setdefault(step, {})[seed] = _first_errors(found)
+    return by_step
+
+
+def _first_errors(quality: Record) -> dict[str, float | None]:
+    """What a PRM's quality says of first errors, by labels and by the oracle."""
+    found: dict[str, float | None] = {}
+    for by, held in (("", quality), ("_by_oracle", quality.get("by_oracle", {}))):
+        error = held.get("first_error", {})
+        for name in ("exact", "localised", "too_early", "too_late", "f1"):
+            found[f"{name}{by}"] = error.get(name)
+        found[f"auc{by}"] = held.get("auc_within_problem")
+    return found
 
 
 def _drift(records: dict[int, Record]) -> dict[str, dict[int, dict[str, float | None]]]:

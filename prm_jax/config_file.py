@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import json
 import re
+import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +39,8 @@ def run_file(path: Path, option: str, function: str) -> Any:
         raise ConfigError(
             f"--{option} = {str(path)!r} must be a .py file that defines {function}()"
         )
-    spec = importlib.util.spec_from_file_location(f"prm_jax_{option}_{path.stem}", path)
+    name = f"prm_jax_{option}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
@@ -51,15 +53,22 @@ def run_file(path: Path, option: str, function: str) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{path}{_line_of(error, path)}: {_said_of(error, module)}") from error
+        raise ConfigError(f"{path}{_where(error, path)}: {_said_of(error, module)}") from error
 
 
-def _line_of(error: Exception, path: Path) -> str:
-    """Where in the file an error came about, as far as it is known."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == str(path)]  # fmt: skip
-    lines += [error.lineno] if isinstance(error, SyntaxError) else []
-    return f", line {lines[-1]}" if lines else ""
+def _where(error: Exception, path: Path) -> str:
+    """Where in the file an error came about; and where else, if it did in a file of the user's that
+    this one imports."""
+    places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    installed = (str(Path(__file__).parent), *map(str, sysconfig.get_paths().values()), "<")
+    known = [(file, line) for file, line in places if not file.startswith(installed)]
+    here = [line for file, line in known if file == str(path.resolve())]
+    said = f", line {here[-1]}" if here else ""
+    if known and known[-1][0] != str(path.resolve()):
+        said += f" (from {known[-1][0]}, line {known[-1][1]})"
+    return said
 
 
 def _said_of(error: Exception, module: ModuleType) -> str:

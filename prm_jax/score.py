@@ -49,7 +49,8 @@ class Arguments(ModelChoice):
     file. Empty: every line has its own prompt."""
     threshold: float | None = None
     """The first line that scores below it is named as the first error. The default is 0, halfway
-    between the labels; for the PRM of a run whose prm.target is not binary -1 + 1/K."""
+    between the labels; for the PRM of a run that learned rates or counts halfway between no pass
+    and one of K completions."""
     out: Path | None = None
     """Gets scores.jsonl and scores.html; the default is runs/score/MODEL-PROGRAMS-DIGEST, the
     digest over all of these settings."""

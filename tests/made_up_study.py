@@ -54,8 +54,14 @@ def of_seed_0() -> tuple[Arm, ...]:
     return tuple(dataclasses.replace(a, seeds=(0,)) if a.name in few else a for a in ARMS)
 
 
-def few() -> tuple[Arm, ...]:
-    return tuple(arm for arm in ARMS if arm.name in ("sft", "ppo", "perfect"))
+def few(**changes) -> tuple[Arm, ...]:
+    """Some of the arms; `changes` of settings concern `perfect`."""
+    perfect = next(arm for arm in ARMS if arm.name == "perfect")
+    return (*ARMS[:2], dataclasses.replace(perfect, settings={**perfect.settings, **changes}))
+
+
+def other_problems() -> Config:
+    return with_settings(BASE, {"problems.chains.seed": 99})
 
 
 def no_final() -> Config:

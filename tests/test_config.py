@@ -17,6 +17,7 @@ from prm_jax.config import (
     ModelConfig,
     PPOConfig,
     PRMConfig,
+    PromptsConfig,
     to_json,
 )
 from prm_jax.config_file import differences, load_config, read_config
@@ -55,6 +56,12 @@ def group(**settings) -> PPOConfig:
         (lambda: group(critic_warmup_steps=3), "ppo.critic_warmup_steps = 3"),
         (lambda: Config(ppo=group()), "value_init = True"),
         (lambda: LabelConfig(search="linear"), "label.search"),  # type: ignore[arg-type]
+        (lambda: PRMConfig(selection="medium"), "one of full, remove_hard"),  # type: ignore
+        (lambda: PromptsConfig(stop=("a", 3)), "prompts.stop = ('a', 3)"),  # type: ignore
+        (lambda: LabelConfig(wave=True), "label.wave = True"),
+        (lambda: LabelConfig(wave="2"), "label.wave = '2' is not allowed: it must be of type int"),  # type: ignore
+        (lambda: DenseConfig(enabled="false"), "dense.enabled = 'false'"),  # type: ignore
+        (lambda: ChainsConfig(test_horizons=(3, 8, 9)), "tuple[int, int]"),  # type: ignore
         (lambda: LabelConfig(completer="oracle"), "label.completer"),  # type: ignore[arg-type]
         (lambda: PRMConfig(target="soft"), "prm.target = 'soft'"),  # type: ignore[arg-type]
         (lambda: PRMConfig(loss_on="last"), "prm.loss_on = 'last'"),  # type: ignore[arg-type]

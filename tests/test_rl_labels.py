@@ -205,17 +205,18 @@ PASSING = labelled([1, 0, 1], [0, 0, 0], [0, 0, 0])
     [
         (FAILING, False, "binary", "all", [1, 1, 0, -1, -1], "11111"),
         (FAILING, False, "binary", "first_error", [1, 1, 0, -1, -1], "11110"),
-        (FAILING, False, "rate", "all", [1, 0.5, 0, -1, -1], "11111"),  # 3 of 4: 2 * 3/4 - 1
-        (FAILING, False, "rate", "first_error", [1, 0.5, 0, -1, -1], "11110"),
+        # 3 of 4: 2 * 3/4 - 1; of the first prefix no rate is known, of the last that it fails.
+        (FAILING, False, "rate", "all", [1, 0.5, 0, -1, -1], "01111"),
+        (FAILING, False, "rate", "first_error", [1, 0.5, 0, -1, -1], "01110"),
         (FAILING, False, "binary", "outcome", [-1] * 5, "00001"),
         (PASSING, True, "binary", "all", [1, 0, 1], "111"),
         (PASSING, True, "rate", "first_error", [1, 0, 1], "111"),
         (PASSING, True, "binary", "outcome", [1] * 3, "001"),
         # The last line may be a comment: the outcome is the outcome.
         (labelled([1, 0], [0, 0], [0, 0]), True, "binary", "outcome", [1, 1], "01"),
-        # Each weighs as many as its completions; one that was inferred, or a comment, 1.
-        (FAILING, False, "counts", "all", [1, 0.5, 0, -1, -1], "14181"),
-        (FAILING, False, "counts", "first_error", [1, 0.5, 0, -1, -1], "14180"),
+        # Each weighs as many as its completions, itself one of them: 3 of 5, 2 * 3/5 - 1.
+        (FAILING, False, "counts", "all", [-1, 0.2, 0, -1, -1], "15191"),
+        (FAILING, False, "counts", "first_error", [-1, 0.2, 0, -1, -1], "15190"),
         (PASSING, True, "counts", "all", [1, 0, 1], "111"),
         (labelled([], [], []), False, "rate", "all", [], ""),
         (labelled([], [], []), False, "binary", "outcome", [], ""),
@@ -223,7 +224,7 @@ PASSING = labelled([1, 0, 1], [0, 0, 0], [0, 0, 0])
 )
 def test_targets_of_the_prm_by_hand(steps, passed, target, loss_on, targets, weighs):
     found, weights = prm_targets(steps, passed, target=target, loss_on=loss_on)
-    assert found.tolist() == targets
+    assert found.tolist() == pytest.approx(targets)
     assert weights.tolist() == [int(c) for c in weighs]
 
 
@@ -231,9 +232,8 @@ def test_targets_of_the_prm_by_hand(steps, passed, target, loss_on, targets, wei
 def test_an_error_is_what_scores_nearer_to_no_pass_than_to_one(k):
     one = labelled([1], [1], [k])
     for target in ("rate", "counts"):
-        threshold = error_threshold(target, k)
         (least,), _ = prm_targets(one, False, target=target, loss_on="all")
-        assert threshold == pytest.approx((least + -1) / 2)
+        assert error_threshold(target, k) == pytest.approx((least + -1) / 2)
     assert error_threshold("binary", k) == 0
 
 

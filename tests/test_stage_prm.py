@@ -59,14 +59,14 @@ def test_a_batch_of_the_prm_may_hold_rates_or_outcomes():
         labelled("h8\ni9", ("8\n", 1), ("$", 1), passed=True),
     ]
     for config, wanted, weights in (
-        (PRMConfig(target="rate"), [1, 0.5, -1, 1, 1], [1] * 5),
-        (PRMConfig(target="counts"), [1, 0.5, -1, 1, 1], [1, 4, 8, 1, 1]),
+        (PRMConfig(target="rate"), [0.5, -1, 1, 1], [1] * 4),
+        (PRMConfig(target="counts"), [-1, 0.2, -1, 1, 1], [1, 5, 9, 1, 1]),
         (PRMConfig(loss_on="outcome"), [-1, 1], [1, 1]),
     ):
         run = run_with(Config(prm=config, label=LabelConfig(wave=8, search="binary")))
         batch = prm_stage._batch(run, [TOKENIZER.encode("?")] * 2, responses)
         mask = np.asarray(batch.weights) > 0
-        assert np.asarray(batch.labels)[mask].tolist() == wanted
+        assert np.asarray(batch.labels)[mask].tolist() == pytest.approx(wanted)
         assert np.asarray(batch.weights)[mask].tolist() == weights
         assert (np.asarray(batch.tokens)[mask][-1]) == TOKENIZER.eos_id
 
@@ -131,10 +131,10 @@ def test_the_prm_is_judged_up_to_the_first_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("target", "times"), [("binary", [1, 1, 1]), ("rate", [1, 1, 1]), ("counts", [8, 8, 8])]
+    ("target", "times"), [("binary", [1, 1, 1]), ("rate", [1, 1, 1]), ("counts", [9, 9, 9])]
 )
 def test_a_prm_of_rates_is_judged_by_rates(monkeypatch, target, times):
-    """Half, a quarter and none of eight completions pass; the PRM says so, or says the label."""
+    """Half, a quarter and none of eight completions pass, and of nine with the response itself."""
     one = labelled("a1\nb2\nc3\nd4", ("1\n", 1), ("2\n", 1), ("3\n", -1), ("$", -1))
     steps = dataclasses.replace(one.steps, passes=(4, 2, 0, 0), samples=(8, 8, 8, 0))
     rates = np.array([0.0, -0.5, -0.99, 1.0])
@@ -147,11 +147,12 @@ def test_a_prm_of_rates_is_judged_by_rates(monkeypatch, target, times):
     )
     found = prm_stage.judge_prm(run, "prm", [dataclasses.replace(one, steps=steps)])
     # One pass of eight makes the label +1, so the threshold lies halfway to it.
-    threshold = 0.0 if target == "binary" else -0.875
+    threshold = {"binary": 0.0, "rate": -1 + 1 / 8, "counts": -1 + 1 / 9}[target]
     assert found["first_error"]["threshold"] == threshold
     assert found["first_error"]["exact"] == 1.0
     p = (scores[:3] + 1) / 2
-    success = np.array([1, 1, 0] if target == "binary" else [0.5, 0.25, 0])
+    said = {"binary": [1, 1, 0], "rate": [1 / 2, 1 / 4, 0], "counts": [4 / 9, 2 / 9, 0]}
+    success = np.array(said[target])
     assert found["ece"] == pytest.approx(np.average(np.abs(p - success), weights=times))
     assert sum(row["n"] for row in found["calibration"]) == sum(times)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from prm_jax.config import Config, LabelConfig
-from prm_jax.rl.labels import chance_of_a_pass
+from prm_jax.rl.labels import chance_of_a_pass, prm_targets
 from prm_jax.stages import probing
 from prm_jax.stages import search as search_stage
 from prm_jax.stages.attempts import Memo
@@ -223,7 +223,7 @@ class Chancy(Determined):
         super().__init__(model, mesh, key, **sizes)
         self._random = random.Random(0)
 
-    def _lines(self, kept: tuple[int, ...]) -> tuple[int, ...]:
+    def goes_on(self, kept: tuple[int, ...]) -> tuple[int, ...]:
         right = all(token < 50 for token in kept)
         lines = []
         for i in range(len(kept), 8):
@@ -232,20 +232,26 @@ class Chancy(Determined):
         return (*lines, 1)
 
     def complete(self, asked):
-        return [[self._lines(tuple(a.prefix[1:])) for _ in range(self._samples)] for a in asked]
+        return [[self.goes_on(tuple(a.prefix[1:])) for _ in range(self._samples)] for a in asked]
 
 
 @pytest.mark.parametrize(
     ("kind", "wave", "right"),
     [("cheapest", 8, False), ("cheapest", 2, False), ("binary", 2, False), ("binary", 8, True)],
 )
-def test_single_completions_are_unbiased_and_rates_only_of_whole_waves(
+def test_what_is_learned_of_single_completions_is_unbiased_and_rates_only_of_whole_waves(
     monkeypatch, kind, wave, right
 ):
-    """Prefix m can be completed with chance .6^(8 - m). A search that ends a prefix at a pass has
-    sum of passes / sum of completions at that chance (Wald's identity), but not the mean of their
-    ratios; four standard errors are allowed."""
-    group = [dataclasses.replace(response(8, 0, True), ids=(*range(7), 57, 1)) for _ in range(1500)]
+    """Prefix m of right lines can be completed with chance .6^(8 - m), which is the mean of what a
+    PRM learns of it: of counts whatever the search, since the sum of passes over the sum of
+    completions is the chance where a prefix ends at a pass (Wald's identity); of rates only where
+    all of K are drawn. Four standard errors are allowed."""
+    policy = Chancy(None, None, None, samples=1)
+    group = []
+    for _ in range(1500):
+        ids = policy.goes_on(())
+        passed = ids == (*range(8), 1)
+        group.append(dataclasses.replace(response(8, 0, True), ids=ids, passed=passed))
 
     def judge(problem, program):
         future: Future = Future()
@@ -254,24 +260,30 @@ def test_single_completions_are_unbiased_and_rates_only_of_whole_waves(
         return future
 
     monkeypatch.setattr(probing, "PrefixCompleter", Chancy)
+    failing = [r for r in group if not r.passed]
     label = LabelConfig(samples_per_prefix=8, wave=wave, search=kind)
-    searcher = search_stage.Searcher(made_up_run(Config(label=label), judge), Memo(), group)
+    searcher = search_stage.Searcher(made_up_run(Config(label=label), judge), Memo(), failing)
     nothing = SimpleNamespace(get=lambda key: None, put_all=lambda units: None)
-    searcher.run(None, 1, group, nothing)
-    passes = np.stack([r.passes for r in group])
-    samples = np.stack([r.samples for r in group])
+    searcher.run(None, 1, failing, nothing)
+
+    def learned(m: int, some: list[Response], target) -> tuple[np.ndarray, np.ndarray]:
+        """Shares that passed and weights, of the right prefixes of m steps."""
+        of = [r for r in some if r.ids[:m] == tuple(range(m))]
+        pairs = [prm_targets(r.labels(), r.passed, target=target, loss_on="all") for r in of]
+        shares = np.array([(targets[m - 1] + 1) / 2 for targets, _ in pairs])
+        return shares, np.array([weights[m - 1] for _, weights in pairs])
+
     too_high = []
-    for m in range(1, 8):
-        p, n = passes[:, m - 1], samples[:, m - 1]
-        if (n > 0).sum() < 100:
-            continue
+    for m in range(1, 7):
         chance = Chancy.CHANCE ** (8 - m)
+        shares, n = learned(m, group, "counts")
         error = np.sqrt(chance * (1 - chance) / n.sum())
-        assert abs(p.sum() / n.sum() - chance) < 4 * error
-        rates = p[n > 0] / n[n > 0]
-        too_high.append((rates.mean() - chance) / (rates.std() / np.sqrt(len(rates))))
-    assert (max(too_high) < 4) == right
-    assert passes[:, 7].sum() == 0 < samples[:, 7].sum()
+        assert abs(np.average(shares, weights=n) - chance) < 4 * error
+        shares, known = learned(m, failing, "rate")
+        rates = shares[known > 0]
+        if len(rates) > 50:
+            too_high.append((rates.mean() - chance) / (rates.std() / np.sqrt(len(rates))))
+    assert (sum(too_high) / np.sqrt(len(too_high)) < 4) == right  # all lengths together
 
 
 @pytest.mark.parametrize("kind", ["cheapest", "binary"])

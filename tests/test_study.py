@@ -10,6 +10,7 @@ from made_up_study import ARMS, runs_of, study
 from prm_jax.config import Config, ConfigError
 from prm_jax.stages.run import Run
 from prm_jax.study import Arm, load_study, with_settings
+from prm_jax.study.__main__ import _with_lenders
 from prm_jax.study.runs import study_runs
 
 
@@ -100,8 +101,6 @@ def test_the_digest_is_that_of_results_json():
         ({"arms": (*ARMS, Arm("x", {"dense.lam_fail": 2.0}))}, "arm 'x'.*dense.lam_fail"),
         ({"arms": (*ARMS, Arm("x", shares="dens"))}, "did you mean 'dense'"),
         ({"arms": (Arm("x", shares="dense"), *ARMS)}, "listed before"),
-        ({"arms": (*ARMS, Arm("x", through="rl_prm"))}, "through"),
-        ({"arms": (*ARMS, Arm("x", measure="report"))}, "must be sft, rl, label, prm, rl_prm"),  # type: ignore
         (
             {"arms": (*ARMS, Arm("x", measure="prm")), "baseline": "x"},
             "baseline = 'x' has no pass@1, since it measures 'prm'.*another arm",
@@ -127,6 +126,8 @@ def test_bad_studies_are_refused_by_name(changes, message):
     ("make", "message"),
     [
         (lambda: Arm("x", {"seed": 9}), "arm 'x': seed is no setting of an arm"),
+        (lambda: Arm("x", through="rl_prm"), "through = 'rl_prm' .*one of sft, rl, label, prm"),  # type: ignore
+        (lambda: Arm("x", measure="report"), "'report' .*must be one of sft, rl, label, prm, rl_p"),  # type: ignore
         (lambda: Arm("x", seeds=1), r"arm 'x': seeds = 1 is not allowed.*tuple\[int"),  # type: ignore
     ],
 )
@@ -158,6 +159,30 @@ def test_a_study_file_that_fails_is_refused_in_a_line(tmp_path, text, message):
     with pytest.raises(ConfigError, match=f"mine.py.*{message}") as error:
         load_study(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_relative_file_is_named_with_its_line_and_so_is_what_it_imports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("mine.py").write_text("x = 1\n\nmissing\n")
+    with pytest.raises(ConfigError, match="^mine.py, line 3: NameError"):
+        load_study(Path("mine.py"))
+    Path("broken_helper.py").write_text("y = {}\ny['x']\n")
+    Path("mine.py").write_text("\nimport broken_helper\n")
+    with pytest.raises(ConfigError, match=r"^mine.py, line 2 \(from .*helper.py, line 2\): KeyE"):
+        load_study(Path("mine.py"))
+    Path("broken_helper.py").write_text("y = 0\n\n\ndef f(:\n")
+    with pytest.raises(ConfigError, match=r"^mine.py, line 2 \(from .*helper.py, line 4\): Synt"):
+        load_study(Path("mine.py"))
+
+
+def test_arms_of_some_seeds_lend_nothing_to_others():
+    found = load_study(Path(__file__).parents[1] / "studies/default.py")
+    for seeds in ((3, 4), (5, 6)):
+        some = dataclasses.replace(found, seeds=seeds)
+        lenders = study_runs(_with_lenders(some, found))
+        assert {run.seed for run in lenders} == set(seeds)
+        assert {"sft", "ppo", "dense"} <= {run.arm.name for run in lenders}
 
 
 def test_settings_that_hold_only_together_may_come_in_any_order():

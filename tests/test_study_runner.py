@@ -335,7 +335,8 @@ def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
     assert made(log)[("ppo-s0", "rl")] == trained  # the same policies
     lines = read_records(tmp_path / "results/runs.jsonl")
     looked = [r for r in lines if r["status"] == "looked"]
-    assert [r["looked"] for r in looked] == [[["sft", 0], ["ppo", 0], ["sft", 1], ["ppo", 1]]]
+    of = [[(one["arm"], one["seed"]) for one in r["looked"]] for r in looked]
+    assert of == [[("sft", 0), ("ppo", 0), ("sft", 1), ("ppo", 1)]]
     lines = [r for r in lines if r["status"] != "looked"]
     final = [r for r in lines if r["set"] == "chains/final"]
     assert len(final) == 4 and len(lines) == 10
@@ -349,15 +350,57 @@ def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
     for more in ([], ["--seeds", "7"]):
         assert main([*arguments, *more], FAKE) == 0  # its own runs on the development problems
     assert main([*every, "--final"], FAKE) == 2
-    assert "'perfect' with seed 0 was not among ppo, sft" in capsys.readouterr().err
+    assert "'perfect' with seed 0 was not among those judged" in capsys.readouterr().err
     assert main([*arguments, "--seeds", "7", "--final"], FAKE) == 2
     assert "'sft' with seed 7 was not among" in capsys.readouterr().err
-    # With other settings there is no second look.
-    path.write_text(path.read_text().replace("seeds=(0, 1)", "seeds=(0, 1), config=other()"))
-    path.write_text(path.read_text() + "from made_up_study import other\n")
-    assert main(every, FAKE) == 0
+    # With other settings there is no second look, but there is one at other problems.
+    for config, again in (("other()", 2), ("other_problems()", 0)):
+        text = path.read_text().replace(", config=other()", "")
+        text = text.replace("seeds=(0, 1)", f"seeds=(0, 1), config={config}")
+        path.write_text(f"{text}from made_up_study import {config[:-2]}\n")
+        assert main(every, FAKE) == 0
+        assert main([*arguments, "--final"], FAKE) == again
+        assert ("or had other settings" in capsys.readouterr().err) == (again == 2)
+
+
+def test_a_look_that_was_cut_short_goes_on_as_it_began(tmp_path, log, capsys, monkeypatch):
+    """No line of a run is there yet: what was to be judged is known all the same."""
+    path = study_file(tmp_path)
+    path.write_text(path.read_text().replace("seeds=(0, 1)", "seeds=(0, 1), arms=few()"))
+    path.write_text(path.read_text() + "from made_up_study import few\n")
+    arguments = [
+        "--study", str(path), "--out", str(tmp_path / "results"),
+        "--workdirs", str(tmp_path / "runs"),
+    ]  # fmt: skip
+    assert main(arguments, FAKE) == 0
+
+    def killed(runner):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(Runner, "run", killed)
+        assert main([*arguments, "--final"], FAKE) == 130
+    before = path.read_text()
+    path.write_text(before.replace("few()", "few(**{'ppo.kl_coef': 0.3})"))
+    assert main([*arguments, "--final"], FAKE) == 2  # not finished with these settings
+    assert main(arguments, FAKE) == 0
     assert main([*arguments, "--final"], FAKE) == 2
-    assert "looked at before, by " in capsys.readouterr().err
+    assert "'perfect' with seed 0 was not among" in capsys.readouterr().err
+    path.write_text(before)
+    assert main([*arguments, "--final"], FAKE) == 0
+    lines = read_records(tmp_path / "results/runs.jsonl")
+    assert sum(r["status"] == "finished" and r["set"] == "chains/final" for r in lines) == 6
+
+
+def test_seeds_that_share_a_first_one_are_on_the_page(tmp_path, log):
+    arguments = [
+        "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),
+        "--workdirs", str(tmp_path / "runs"), "--arms", "ppo", "--redraw", "rl",
+    ]  # fmt: skip
+    assert main([*arguments, "--seeds", "1"], FAKE) == 0
+    assert {run for run, _ in made(log)} == {"ppo-s0", "ppo-s1"}
+    page = (tmp_path / "results/small-redraw-rl.md").read_text()
+    assert "| ppo | 2 × " in page and "the measured stage and the evaluation only" in page
 
 
 def test_the_page_shows_all_arms_whichever_were_run(tmp_path, log, capsys):

@@ -39,7 +39,6 @@ class RopeConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        self._one_of("scaling", "none", "linear", "dynamic", "llama3", "yarn")
         self._positive("theta", "low_freq_factor", "beta_fast", "beta_slow")
         self._require("factor", self.factor >= 1, "at least 1")
         self._not_negative("original_positions", "attention_factor")
@@ -115,8 +114,6 @@ class ModelConfig(Section):
         super().__post_init__()
         self._positive("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "lora_alpha")
         self._not_negative("vocab_size", "max_positions", "lora_rank")
-        self._one_of("dtype", "float32", "bfloat16")
-        self._one_of("moments", "float32", "bfloat16")
         self._require("norm_eps", self.norm_eps > 0, "greater than 0")
         self._require("head_dim", self.head_dim % 2 == 0, "even (rotary positions turn pairs)")
         self._require("kv_heads", self.heads % self.kv_heads == 0, f"a divisor of {self.heads=}")

@@ -97,7 +97,6 @@ class ProblemsConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         self._require("name", self.name.strip() != "", "the name or the file of a problem set")
-        self._one_of("held_out", "development", "final")
         if self.held_out == "final":
             built_in = self.name in ("chains", "branches")
             self._require("held_out", built_in, "development, except for chains and branches")

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from typeguard import TypeCheckError, check_type
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 
 class ConfigError(ValueError):
@@ -21,7 +21,7 @@ class Section:
 
     def __post_init__(self):
         for field, wanted in mistyped(self):
-            self._require(field, False, f"of type {wanted}")
+            self._require(field, False, wanted)
 
     def _require(self, field: str, condition: bool, allowed: str) -> None:
         if not condition:
@@ -30,9 +30,6 @@ class Section:
             for part in field.split("."):
                 value = getattr(value, part)
             raise ConfigError(f"{name} = {value!r} is not allowed: it must be {allowed}")
-
-    def _one_of(self, field: str, *allowed: str) -> None:
-        self._require(field, getattr(self, field) in allowed, f"one of {', '.join(allowed)}")
 
     def _positive(self, *fields: str) -> None:
         for field in fields:
@@ -48,22 +45,28 @@ class Section:
 
 
 def mistyped(instance: Any) -> list[tuple[str, str]]:
-    """The fields of a dataclass whose values are not of the type that is declared, and that type.
-
-    Not those that take one of a few words.
-    """
+    """The fields of a dataclass whose values are not of the type that is declared, and what each
+    must be."""
     found = []
     for field, hint in _types(type(instance)):
+        value = getattr(instance, field)
         try:
-            check_type(getattr(instance, field), hint)
+            check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            fits = type(value) is not bool or hint not in (int, float)
         except TypeCheckError:
-            found.append((field, str(hint) if get_args(hint) else hint.__name__))
+            fits = False
+        if not fits:
+            found.append((field, _said(hint)))
     return found
+
+
+def _said(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return f"of type {hint if get_args(hint) else hint.__name__}"
 
 
 @functools.cache
 def _types(section: type[Any]) -> list[tuple[str, Any]]:
-    """Names and types of the fields; one of a few words is not here, since `_one_of` names them."""
     hints = get_type_hints(section)
-    fields = [field.name for field in dataclasses.fields(section)]
-    return [(name, hints[name]) for name in fields if get_origin(hints[name]) is not Literal]
+    return [(field.name, hints[field.name]) for field in dataclasses.fields(section)]

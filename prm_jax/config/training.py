@@ -115,8 +115,6 @@ class PPOConfig(Section):
         if self.critic_lambda is not None:
             self._fraction("critic_lambda")
         self._not_negative("kl_coef", "lambda_alpha", "critic_warmup_steps", "sampler_cap")
-        self._one_of("outcome", "pass", "partial")
-        self._one_of("advantage", "gae", "group")
         if self.advantage == "group":
             self._require(
                 "samples_per_prompt",
@@ -166,15 +164,13 @@ class DenseConfig(Section):
     """Temperature of form `min`: how much of the weight the worst line gets."""
     error_threshold: float = 0.0
     """A line that scores below it is an error to form `good_prefix`. 0 is halfway between the
-    labels; for a PRM whose prm.target is not binary take -1 + 1/K."""
+    labels; for a PRM whose prm.target is rate take -1 + 1/K, for counts -1 + 1/(K + 1)."""
     allow_rank_inversion: bool = False
     """Accept weights under which a failing program could earn more than a passing one."""
 
     def __post_init__(self):
         super().__post_init__()
         self._not_negative("lam_fail", "lam_pass")
-        self._one_of("source", "prm", "oracle")
-        self._one_of("form", "value", "progress", "min", "good_prefix", "plan")
         self._require(
             "length_normalised",
             self.length_normalised or self.form == "value",
@@ -249,8 +245,6 @@ class LabelConfig(Section):
             f"a divisor of samples_per_prefix = {self.samples_per_prefix}",
         )
         self._require("settle", 0 <= self.settle < 1, "at least 0 and below 1")
-        self._one_of("search", "cheapest", "binary", "dense")
-        self._one_of("completer", "policy", "best")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,14 +267,12 @@ class PRMConfig(_SupervisedConfig):
     target: Literal["binary", "rate", "counts"] = "binary"
     """binary: the label, +1 or -1 (paper). rate: the share of completions that passed, mapped to
     -1 ... 1, at the prefixes that were completed; it needs one wave and another search than
-    cheapest. counts: the same, each prefix weighing as many as its completions. Of both, scores
-    below -1 + 1/K count as errors."""
+    cheapest. counts: every single completion, +1 or -1, and the response itself as one of them. Of
+    both, a score counts as an error if it is nearer to no pass than to one."""
 
     def __post_init__(self):
         super().__post_init__()
         self._positive("steps")
-        self._one_of("loss_on", "all", "first_error", "outcome")
-        self._one_of("target", "binary", "rate", "counts")
         self._require(
             "repairs",
             not self.repairs or self.target == "binary",

@@ -246,10 +246,17 @@ def loss_support(
 def error_threshold(target: Target, samples: int) -> float:
     """The score below which a step counts as an error, of a PRM that learned such targets.
 
-    binary: 0, halfway between the labels. rate, counts: -1 + 1/K, halfway between no pass and one
-    of K = `samples` completions, since one is enough for the label +1. Source: ours.
+    binary: 0, halfway between the labels. rate: -1 + 1/K, halfway between no pass and one of
+    K = `samples` completions, since one is enough for the label +1. counts: -1 + 1/(K + 1), the
+    response itself being one of them. Source: ours.
     """
-    return 0.0 if target == "binary" else -1 + 1 / samples
+    match target:
+        case "binary":
+            return 0.0
+        case "rate":
+            return -1 + 1 / samples
+        case "counts":
+            return -1 + 1 / (samples + 1)
 
 
 def prm_targets(
@@ -258,12 +265,12 @@ def prm_targets(
     """What a response teaches the PRM, `(targets, weights)`: a target in [-1, 1] for each step.
 
     binary: the labels, -1, 0 or +1 (paper). rate: 2 passes / samples - 1 where the step's prefix
-    was completed (Math-Shepherd, arXiv 2312.08935), and the label where the search inferred it, in
-    passing responses, and at neutral steps. counts: the same targets, each weighing as many as the
-    completions that it is the mean of, so that the loss is that of every single completion (but for
-    a constant: sum_k (R - o_k)^2 = K (R - mean o)^2 + ...); a step that nobody completed weighs 1,
-    the response itself. A search that ends a prefix at its first pass makes each rate too high, but
-    not the mean of single completions (Wald's identity), so counts are right where rates are not.
+    was completed (Math-Shepherd, arXiv 2312.08935), and the label in passing responses, at neutral
+    steps and at the last one; other steps weigh 0, since their rates are not known. counts: every
+    single completion, +1 or -1, the response itself among them, since it completed each of its
+    prefixes: n = samples + 1 of them, whose mean is the target and whose number its weight (but for
+    a constant: sum_k (R - o_k)^2 = n (R - mean o)^2 + ...). A search that ends a prefix at its
+    first pass makes rates too high, but not the mean of all single completions (Wald's identity).
     Else all steps that the loss counts weigh 1. With loss on the outcome the targets are +1 in a
     passing response and -1 in a failing one, whatever its last line is.
     """
@@ -271,14 +278,19 @@ def prm_targets(
     weights = loss_support(np.array(steps.labels, dtype=np.int64), loss_on).astype(np.float64)
     if loss_on == "outcome":
         return np.full(len(labels), 1.0 if passed else -1.0), weights
+    passes = np.array(steps.passes, dtype=np.float64)
+    samples = np.array(steps.samples, dtype=np.float64)
     match target:
         case "binary":
             return labels, weights
-        case "rate" | "counts":
-            samples = np.array(steps.samples, dtype=np.float64)
-            rate = 2 * np.array(steps.passes) / np.maximum(samples, 1) - 1
-            completed = (samples > 0) & (labels != 0)
-            if target == "counts":
-                weights *= np.where(completed, samples, 1.0)
-            return np.where(completed, rate, labels), weights
+        case "rate":
+            rate = 2 * passes / np.maximum(samples, 1) - 1
+            known = (samples > 0) & (labels != 0)
+            unknown = (samples == 0) & (labels != 0) & (not passed)
+            unknown[-1:] = False
+            return np.where(known, rate, labels), np.where(unknown, 0.0, weights)
+        case "counts":
+            mean = 2 * (passes + passed) / (samples + 1) - 1
+            n = np.where(labels != 0, samples + 1, 1.0)
+            return np.where(labels != 0, mean, labels), n * weights
     raise ValueError(f"target = {target!r} is not allowed: it must be binary, rate or counts")

@@ -11,10 +11,10 @@ import tyro
 from prm_jax.config import ConfigError
 from prm_jax.metrics import say
 from prm_jax.report.study import write_study
-from prm_jax.study.arms import Arm, Study, load_study, nearest
+from prm_jax.study.arms import POLICIES, Study, load_study, nearest
 from prm_jax.study.details import details
 from prm_jax.study.markdown import markdown
-from prm_jax.study.records import LOOKED, add_record, finished, lines_of, read_records
+from prm_jax.study.records import add_look, finished, looked_at, read_records
 from prm_jax.study.runner import TRAIN, Runner, stopping_on_sigterm
 from prm_jax.study.runs import StudyRun, study_runs
 from prm_jax.study.tables import bad_lines, set_tables
@@ -93,7 +93,7 @@ def _run(arguments: Arguments, command: Sequence[str]) -> int:
         begin_final(whole, runs, records)
     # Arms that are not asked for lend what they have; so does, to a final run, the run that made
     # its stages.
-    lenders = study_runs(_with_lenders(study, loaded.arms))
+    lenders = study_runs(_with_lenders(study, loaded))
     runner = Runner(
         study,
         runs,
@@ -116,7 +116,9 @@ def _chosen(study: Study, arguments: Arguments) -> Study:
     """The study with those arms and seeds that the command line asks for."""
     changes: dict = {}
     if arguments.seeds:
-        changes["seeds"] = arguments.seeds
+        # With redraw = "rl" all seeds share what the study's first one made.
+        first = study.seeds[:1] if study.redraw == "rl" else ()
+        changes["seeds"] = tuple(dict.fromkeys(first + arguments.seeds))
     if arguments.arms:
         names = {name.strip() for name in arguments.arms.split(",")}
         known = [arm.name for arm in study.arms]
@@ -141,53 +143,43 @@ def _chosen(study: Study, arguments: Arguments) -> Study:
     return dataclasses.replace(study, **changes)
 
 
-def _with_lenders(study: Study, arms: Sequence[Arm]) -> Study:
-    """The study with all of these arms that have a seed of it."""
-    able = {arm.name for arm in arms if not arm.seeds or set(arm.seeds) & set(study.seeds)}
-    kept = tuple(arm for arm in arms if arm.name in able and (arm.shares or arm.name) in able)
-    return dataclasses.replace(study, arms=kept)
+def _with_lenders(study: Study, loaded: Study) -> Study:
+    """The study with all arms that can lend: not those that share an arm without a seed of it."""
+    able = {arm.name for arm in loaded.arms if not arm.seeds or set(arm.seeds) & set(study.seeds)}
+    arms = tuple(arm for arm in loaded.arms if not arm.shares or arm.shares in able)
+    return dataclasses.replace(study, arms=arms)
 
 
 def begin_final(study: Study, final: Sequence[StudyRun], path: Path) -> None:
     """Writes down, before the first look at the final problems, whose policies are judged by it.
 
-    A look that was cut short goes on. Raises ConfigError unless all runs of the study are finished,
-    or if there was a look with other settings, or without these runs.
+    A look that was cut short goes on. Raises ConfigError where a run is not finished on the
+    development problems (before the first look: any run of the study), or if there was a look that
+    these runs were not part of, with these settings.
     """
     records = read_records(path)
-    all_final = study_runs(study, final=True)
-    sets = {run.set_name for run in final}
-    before = [r for r in records if r["study"] == study.name and r["set"] in sets]
-    ours = {id(line) for lines in lines_of(study, all_final, records).values() for line in lines}
-    for line in before:
-        if line["status"] != LOOKED and id(line) not in ours:
-            raise ConfigError(
-                f"--final: the final problems were looked at before, by {line['run']}: a second "
-                "look with other settings would make them development problems; draw others "
-                "(problems.chains.seed) and run the study anew"
-            )
-    looked = {(arm, seed) for r in before if r["status"] == LOOKED for arm, seed in r["looked"]}
-    looked |= {(r["arm"], r["seed"]) for r in before if r["status"] != LOOKED}
-    asked = [(run.arm.name, run.seed) for run in final]
-    for arm, seed in asked if looked else ():
-        if (arm, seed) not in looked:
-            raise ConfigError(
-                f"--final: the final problems were looked at before, and {arm!r} with seed {seed} "
-                f"was not among {', '.join(sorted({name for name, _ in looked}))}: it would be "
-                "chosen knowing what came out; name those by --arms and --seeds, or draw others "
-                "(problems.chains.seed) and run the study anew"
-            )
-    if looked:
-        return
+    asked = [run for run in final if run.arm.measure in POLICIES]
+    looked = looked_at(study, asked, records)
     runs = study_runs(study)
+    if looked is not None:
+        wanted = {(run.arm.name, run.seed) for run in asked}
+        runs = [run for run in runs if (run.arm.name, run.seed) in wanted]
     done = finished(study, runs, records)
     if missing := [run.name for run in runs if run.name not in done]:
         raise ConfigError(
             f"--final: {len(missing)} runs of {study.name} are not finished, {missing[0]} for one; "
             "finish the study on the development problems first"
         )
-    for name in sorted(sets):
-        add_record(path, {"study": study.name, "set": name, "status": LOOKED, "looked": asked})
+    for run in asked:
+        if looked is not None and run.name not in looked:
+            raise ConfigError(
+                f"--final: the final problems were looked at before, and {run.arm.name!r} with "
+                f"seed {run.seed} was not among those judged by them, or had other settings: it "
+                "would be chosen knowing what came out. Name by --arms and --seeds what was "
+                "looked at, or draw other problems (problems.chains.seed) and run the study anew"
+            )
+    if looked is None:
+        add_look(path, study, asked)
 
 
 def write_page(study: Study, out: Path, name: str) -> None:

@@ -17,7 +17,7 @@ from prm_jax.study.arms import POLICIES, Study
 from prm_jax.study.runs import StudyRun
 
 FINISHED, FAILED, ABANDONED = "finished", "failed", "abandoned"
-LOOKED = "looked"  # no run: which policies the one look at the final problems is for
+LOOKED = "looked"  # no run: which policies a look at the final problems is for
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -89,6 +89,58 @@ def finished(
     lines = lines_of(study, runs, records)
     good = {name: [r for r in some if r["status"] == FINISHED] for name, some in lines.items()}
     return {name: some[-1] for name, some in good.items() if some}
+
+
+def add_look(path: Path, study: Study, runs: Sequence[StudyRun]) -> None:
+    """Adds the line of a look at the final problems: which runs, and with which settings."""
+    said = [described(study, run) for run in runs]
+    line = {
+        "study": study.name,
+        "set": said[0]["set"],
+        "status": LOOKED,
+        "config": _final_config(study),
+        "looked": [{name: one[name] for name in _IN_A_LOOK} for one in said],
+    }
+    add_record(path, line)
+
+
+_IN_A_LOOK = ("arm", "seed", "settings", "before")
+
+
+def _final_config(study: Study) -> dict[str, Any]:
+    """What the settings of its runs on the final problems differ from."""
+    config = deciding(json.loads(to_json(study.config)))
+    config["problems"]["held_out"] = "final"
+    return config
+
+
+def looked_at(
+    study: Study, runs: Sequence[StudyRun], records: Sequence[dict[str, Any]]
+) -> set[str] | None:
+    """Names of those of the runs that an earlier look at their problems was for; None without one.
+
+    Lines of runs from before looks had lines of their own say as much of themselves.
+    """
+    default = deciding(json.loads(to_json(Config())))
+    found: set[str] = set()
+    any_look = False
+    for run in runs:
+        ours = described(study, run)
+        for line in records:
+            if any(line[name] != ours[name] for name in ("study", "set")):
+                continue
+            problems = line["config"]["problems"], ours["config"]["problems"]
+            if not _agree(problems[0], problems[1], default["problems"]):
+                continue
+            any_look = True
+            if line["status"] != LOOKED:
+                same = all(line[name] == ours[name] for name in ("arm", "seed", "before"))
+                if same and _agree(line["config"], ours["config"], default):
+                    found.add(run.name)
+            elif _agree(line["config"], _final_config(study), default):
+                if {name: ours[name] for name in _IN_A_LOOK} in line["looked"]:
+                    found.add(run.name)
+    return found if any_look else None
 
 
 def _agree(old: Any, new: Any, default: Any) -> bool:

@@ -62,9 +62,12 @@ def _where(error: Exception, path: Path) -> str:
     places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))
-    installed = (str(Path(__file__).parent), *map(str, sysconfig.get_paths().values()), "<")
-    known = [(file, line) for file, line in places if not file.startswith(installed)]
-    here = [line for file, line in known if file == str(path.resolve())]
+    libraries = {
+        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    installed = tuple(f"{folder}/" for folder in (Path(__file__).parent, *libraries))
+    known = [(file, line) for file, line in places if not file.startswith((*installed, "<"))]
+    here = [line for file, line in places if file == str(path.resolve())]
     said = f", line {here[-1]}" if here else ""
     if known and known[-1][0] != str(path.resolve()):
         said += f" (from {known[-1][0]}, line {known[-1][1]})"

@@ -10,7 +10,6 @@ from made_up_study import ARMS, runs_of, study
 from prm_jax.config import Config, ConfigError
 from prm_jax.stages.run import Run
 from prm_jax.study import Arm, load_study, with_settings
-from prm_jax.study.__main__ import _with_lenders
 from prm_jax.study.runs import study_runs
 
 
@@ -176,13 +175,20 @@ def test_a_relative_file_is_named_with_its_line_and_so_is_what_it_imports(tmp_pa
         load_study(Path("mine.py"))
 
 
-def test_arms_of_some_seeds_lend_nothing_to_others():
+def test_arms_of_some_seeds_have_no_others():
     found = load_study(Path(__file__).parents[1] / "studies/default.py")
     for seeds in ((3, 4), (5, 6)):
         some = dataclasses.replace(found, seeds=seeds)
-        lenders = study_runs(_with_lenders(some, found))
-        assert {run.seed for run in lenders} == set(seeds)
-        assert {"sft", "ppo", "dense"} <= {run.arm.name for run in lenders}
+        runs = study_runs(some)
+        assert {run.seed for run in runs} == set(seeds)
+        there = {run.arm.name for run in runs}
+        assert {"sft", "ppo", "dense"} <= there and not {"grpo", "critic_warmup"} & there
+
+
+def test_an_arm_has_no_seed_that_the_one_it_shares_with_has_not():
+    few = tuple(dataclasses.replace(a, seeds=(0,)) if a.name == "dense" else a for a in ARMS)
+    runs = runs_of(study(arms=few))
+    assert ("warm", 0) in runs and ("warm", 1) not in runs and ("perfect", 1) in runs
 
 
 def test_settings_that_hold_only_together_may_come_in_any_order():

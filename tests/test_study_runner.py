@@ -130,16 +130,24 @@ def test_files_that_are_no_results_are_a_failure(tmp_path, log):
     assert line["status"] == "failed" and "not those of a finished run" in line["error"]
 
 
-def study_file(tmp_path: Path) -> Path:
+def study_file(tmp_path: Path, changes: str = "") -> Path:
     path = tmp_path / "small.py"
     path.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from made_up_study import study\n"
+        "from made_up_study import *\n"
         "def get_study():\n"
-        "    return study(name='small', seeds=(0, 1))\n"
+        f"    return study(name='small', seeds=(0, 1), {changes})\n"
     )
     return path
+
+
+def options(tmp_path: Path, *more: str) -> list[str]:
+    """The command line of the study of `study_file`."""
+    return [
+        "--study", str(tmp_path / "small.py"), "--out", str(tmp_path / "results"),
+        "--workdirs", str(tmp_path / "runs"), *more,
+    ]  # fmt: skip
 
 
 def start(tmp_path: Path, **environment: str) -> subprocess.Popen:
@@ -293,10 +301,8 @@ def test_a_line_is_of_the_stage_that_it_measures(tmp_path, log):
 
 
 def test_arms_that_are_not_asked_for_lend_their_stages(tmp_path, log):
-    arguments = [
-        "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),
-        "--workdirs", str(tmp_path / "runs"), "--seeds", "0", "--arms",
-    ]  # fmt: skip
+    study_file(tmp_path)
+    arguments = options(tmp_path, "--seeds", "0", "--arms")
     assert main([*arguments, "dense"], FAKE) == 0
     labels = made(log)
     assert labels[("dense-s0", "label")] == 1
@@ -306,25 +312,15 @@ def test_arms_that_are_not_asked_for_lend_their_stages(tmp_path, log):
 
 
 def test_arms_of_other_seeds_hinder_nobody(tmp_path, log):
-    path = study_file(tmp_path)
-    path.write_text(path.read_text().replace("seeds=(0, 1)", "seeds=(0, 1), arms=of_seed_0()"))
-    path.write_text(path.read_text() + "from made_up_study import of_seed_0\n")
-    arguments = [
-        "--study", str(path), "--out", str(tmp_path / "results"),
-        "--workdirs", str(tmp_path / "runs"), "--seeds", "1", "--arms", "ppo,perfect",
-    ]  # fmt: skip
+    study_file(tmp_path, "arms=of_seed_0()")
+    arguments = options(tmp_path, "--seeds", "1", "--arms", "ppo,perfect")
     assert main(arguments, FAKE) == 0
     assert {run for run, _ in made(log)} == {"ppo-s1", "perfect-s1"}
 
 
 def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
-    path = study_file(tmp_path)
-    path.write_text(path.read_text().replace("seeds=(0, 1)", "seeds=(0, 1), arms=few()"))
-    path.write_text(path.read_text() + "from made_up_study import few\n")
-    every = [
-        "--study", str(path), "--out", str(tmp_path / "results"),
-        "--workdirs", str(tmp_path / "runs"),
-    ]  # fmt: skip
+    study_file(tmp_path, "arms=few()")
+    every = options(tmp_path)
     arguments = [*every, "--arms", "sft,ppo"]
     assert main(arguments, FAKE) == 0
     assert main([*arguments, "--final"], FAKE) == 2  # perfect is not finished
@@ -355,9 +351,7 @@ def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
     assert "'sft' with seed 7 was not among" in capsys.readouterr().err
     # With other settings there is no second look, but there is one at other problems.
     for config, again in (("other()", 2), ("other_problems()", 0)):
-        text = path.read_text().replace(", config=other()", "")
-        text = text.replace("seeds=(0, 1)", f"seeds=(0, 1), config={config}")
-        path.write_text(f"{text}from made_up_study import {config[:-2]}\n")
+        study_file(tmp_path, f"arms=few(), config={config}")
         assert main(every, FAKE) == 0
         assert main([*arguments, "--final"], FAKE) == again
         assert ("or had other settings" in capsys.readouterr().err) == (again == 2)
@@ -365,13 +359,8 @@ def test_the_final_problems_are_looked_at_once(tmp_path, log, capsys):
 
 def test_a_look_that_was_cut_short_goes_on_as_it_began(tmp_path, log, capsys, monkeypatch):
     """No line of a run is there yet: what was to be judged is known all the same."""
-    path = study_file(tmp_path)
-    path.write_text(path.read_text().replace("seeds=(0, 1)", "seeds=(0, 1), arms=few()"))
-    path.write_text(path.read_text() + "from made_up_study import few\n")
-    arguments = [
-        "--study", str(path), "--out", str(tmp_path / "results"),
-        "--workdirs", str(tmp_path / "runs"),
-    ]  # fmt: skip
+    study_file(tmp_path, "arms=few()")
+    arguments = options(tmp_path)
     assert main(arguments, FAKE) == 0
 
     def killed(runner):
@@ -380,23 +369,20 @@ def test_a_look_that_was_cut_short_goes_on_as_it_began(tmp_path, log, capsys, mo
     with monkeypatch.context() as cut:
         cut.setattr(Runner, "run", killed)
         assert main([*arguments, "--final"], FAKE) == 130
-    before = path.read_text()
-    path.write_text(before.replace("few()", "few(**{'ppo.kl_coef': 0.3})"))
+    study_file(tmp_path, "arms=few(**{'ppo.kl_coef': 0.3})")
     assert main([*arguments, "--final"], FAKE) == 2  # not finished with these settings
     assert main(arguments, FAKE) == 0
     assert main([*arguments, "--final"], FAKE) == 2
     assert "'perfect' with seed 0 was not among" in capsys.readouterr().err
-    path.write_text(before)
+    study_file(tmp_path, "arms=few()")
     assert main([*arguments, "--final"], FAKE) == 0
     lines = read_records(tmp_path / "results/runs.jsonl")
     assert sum(r["status"] == "finished" and r["set"] == "chains/final" for r in lines) == 6
 
 
 def test_seeds_that_share_a_first_one_are_on_the_page(tmp_path, log):
-    arguments = [
-        "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),
-        "--workdirs", str(tmp_path / "runs"), "--arms", "ppo", "--redraw", "rl",
-    ]  # fmt: skip
+    study_file(tmp_path)
+    arguments = options(tmp_path, "--arms", "ppo", "--redraw", "rl")
     assert main([*arguments, "--seeds", "1"], FAKE) == 0
     assert {run for run, _ in made(log)} == {"ppo-s0", "ppo-s1"}
     page = (tmp_path / "results/small-redraw-rl.md").read_text()
@@ -431,13 +417,8 @@ def test_the_page_shows_all_arms_whichever_were_run(tmp_path, log, capsys):
 
 
 def test_arms_of_some_seeds_are_left_out_where_others_are_asked_for(tmp_path, log, capsys):
-    path = study_file(tmp_path)
-    path.write_text(path.read_text().replace("seeds=(0, 1)", "seeds=(0, 1), arms=of_seed_0()"))
-    path.write_text(path.read_text() + "from made_up_study import of_seed_0\n")
-    arguments = [
-        "--study", str(path), "--out", str(tmp_path / "results"),
-        "--workdirs", str(tmp_path / "runs"), "--seeds", "7",
-    ]  # fmt: skip
+    study_file(tmp_path, "arms=of_seed_0()")
+    arguments = options(tmp_path, "--seeds", "7")
     assert main(arguments, FAKE) == 0
     assert {run for run, _ in made(log)} == {"sft-s7", "ppo-s7", "perfect-s7"}
     assert main([*arguments, "--arms", "dense"], FAKE) == 2
@@ -445,16 +426,13 @@ def test_arms_of_some_seeds_are_left_out_where_others_are_asked_for(tmp_path, lo
 
 
 def test_a_study_without_final_problems_shares_the_file_with_one_that_looked(tmp_path, log):
-    arguments = [
-        "--study", str(study_file(tmp_path)), "--out", str(tmp_path / "results"),
-        "--workdirs", str(tmp_path / "runs"),
-    ]  # fmt: skip
+    study_file(tmp_path)
+    arguments = options(tmp_path)
     assert main(arguments, FAKE) == 0
     arguments += ["--arms", "sft"]
     assert main([*arguments, "--final"], FAKE) == 0
     path = study_file(tmp_path)
     path.write_text(path.read_text().replace("name='small'", "name='none', config=no_final()"))
-    path.write_text(path.read_text() + "from made_up_study import no_final\n")
     assert main(arguments, FAKE) == 0
     assert "chains/final" not in (tmp_path / "results/none.md").read_text()
 

@@ -93,7 +93,7 @@ def _run(arguments: Arguments, command: Sequence[str]) -> int:
         begin_final(whole, runs, records)
     # Arms that are not asked for lend what they have; so does, to a final run, the run that made
     # its stages.
-    lenders = study_runs(_with_lenders(study, loaded))
+    lenders = study_runs(dataclasses.replace(whole, seeds=study.seeds))
     runner = Runner(
         study,
         runs,
@@ -141,13 +141,6 @@ def _chosen(study: Study, arguments: Arguments) -> Study:
         changes["also_less"] = tuple(name for name in study.also_less if name in names)
         changes["priced"] = tuple(name for name in study.priced if name in names)
     return dataclasses.replace(study, **changes)
-
-
-def _with_lenders(study: Study, loaded: Study) -> Study:
-    """The study with all arms that can lend: not those that share an arm without a seed of it."""
-    able = {arm.name for arm in loaded.arms if not arm.seeds or set(arm.seeds) & set(study.seeds)}
-    arms = tuple(arm for arm in loaded.arms if not arm.shares or arm.shares in able)
-    return dataclasses.replace(study, arms=arms)
 
 
 def begin_final(study: Study, final: Sequence[StudyRun], path: Path) -> None:

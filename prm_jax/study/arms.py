@@ -33,7 +33,8 @@ class Arm:
     through: Literal["sft", "rl", "label", "prm"] = "prm"
     """The last stage that is taken from the arm `shares`."""
     seeds: tuple[int, ...] = ()
-    """Only these of the study's seeds; empty: all of them. With `--seeds`, those of both."""
+    """Only these of the study's seeds; empty: all of them. With `--seeds`, those of
+    both. An arm has no seed that the arm which it shares stages with has not."""
     about: str = ""
     """A few words for the tables."""
 

@@ -76,7 +76,7 @@ def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
         _run(study, arm, seed, final)
         for seed in study.seeds
         for arm in study.arms
-        if not arm.seeds or seed in arm.seeds
+        if _has(study, arm, seed)
     ]
     makers = {run.keys[stage] for run in runs for stage in run.made}
     for run in runs:
@@ -96,6 +96,12 @@ def study_runs(study: Study, *, final: bool = False) -> list[StudyRun]:
         for run in runs
         if run.arm.measure in POLICIES or taken & {run.keys[stage] for stage in run.made}
     ]
+
+
+def _has(study: Study, arm: Arm, seed: int) -> bool:
+    """Whether an arm has a seed; without the arm whose stages it takes it cannot."""
+    own = not arm.seeds or seed in arm.seeds
+    return own and (not arm.shares or _has(study, study.arm(arm.shares), seed))
 
 
 def _run(study: Study, arm: Arm, seed: int, final: bool) -> StudyRun:

@@ -275,6 +275,11 @@ def _stage(stage: str, config: Config) -> str:
             "with line rewards of an exact oracle that knows the solutions, a ceiling for "
             "comparisons and no method"
         )
+    elif config.dense.enabled and config.dense.source == "labels":
+        dense = (
+            "with line rewards from labels of its own failing responses, found by completing their "
+            "prefixes, and with these completions as rollouts"
+        )
     elif config.dense.enabled:
         dense = "with line rewards of the process reward model"
     critic = (

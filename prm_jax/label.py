@@ -41,10 +41,9 @@ from prm_jax.stages.chosen import (
     read_split,
 )
 from prm_jax.stages.journal import Journal
-from prm_jax.stages.label import make_response
 from prm_jax.stages.programs import Program, line_rows, read_programs
 from prm_jax.stages.run import Run, write_json_lines
-from prm_jax.stages.search import Response, Searcher
+from prm_jax.stages.search import Response, Searcher, make_response
 from prm_jax.types import Verdict
 
 

@@ -114,11 +114,37 @@ class Config(Section):
         )
         if self.prm.target == "rate":
             self._label_for_rates()
+        if self.dense.enabled and self.dense.source == "labels":
+            self._labels_online()
         if self.label.checkpoints > self.ppo.steps:
             raise ConfigError(
                 f"label.checkpoints = {self.label.checkpoints} is not allowed: the baseline has "
                 f"only ppo.steps = {self.ppo.steps}; lower it to that or less"
             )
+
+    def _labels_online(self) -> None:
+        whole, ppo = self.ppo.rollouts - self.dense.completions, self.ppo
+        if whole < 1 or whole % ppo.samples_per_prompt:
+            raise ConfigError(
+                f"dense.completions = {self.dense.completions} is not allowed with dense.source = "
+                f"'labels': of ppo.rollouts = {ppo.rollouts} programs a step it must leave some, a "
+                f"multiple of ppo.samples_per_prompt = {ppo.samples_per_prompt}, as whole responses"
+            )
+        if self.dense.completions < self.label.wave:
+            raise ConfigError(
+                f"dense.completions = {self.dense.completions} is not allowed: a probe takes "
+                f"label.wave = {self.label.wave} completions at a time; give it as many, or more"
+            )
+        for name, value, allowed, why in (
+            ("value_init", self.value_init, False, "no PRM is made for the critic to start from"),
+            ("ppo.critic_warmup_steps", ppo.critic_warmup_steps, 0, "no critic is warmed up"),
+            ("ppo.advantage", ppo.advantage, "gae", "completions form no groups"),
+        ):
+            if value != allowed:
+                raise ConfigError(
+                    f"{name} = {value!r} is not allowed with dense.source = 'labels', where {why}: "
+                    f"set it to {allowed!r}"
+                )
 
     def _label_for_rates(self) -> None:
         label = self.label

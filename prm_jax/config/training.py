@@ -145,9 +145,14 @@ class DenseConfig(Section):
 
     enabled: bool = True
     """DenseReward on or off."""
-    source: Literal["prm", "oracle"] = "prm"
-    """Who scores the lines: the PRM, or the exact oracle of the built-in problems. The oracle is a
-    ceiling for comparisons and no method: it knows the solution."""
+    source: Literal["prm", "oracle", "labels"] = "prm"
+    """Who scores the lines. prm: the PRM. labels: no PRM, but the labels of the step's own failing
+    responses, found as `label` says by the very policy that wrote them, whose completions train it
+    as well (`completions`). oracle: the exact one of the built-in problems, a ceiling for
+    comparisons and no method, since it knows the solution."""
+    completions: int = 64
+    """With source `labels`: how many of the ppo.rollouts of a step are completions of its failing
+    responses; the rest are whole responses."""
     form: Literal["value", "progress", "min", "good_prefix", "plan"] = "value"
     """value: lam R / (lines), the paper's. progress: lam (R - R of the line before). min: lam R of
     the worst line, nearly. good_prefix: lam where the lines before the first error end. plan: lam R
@@ -179,7 +184,7 @@ class DenseConfig(Section):
         self._require(
             "plan", self.plan or self.form != "plan", "true with dense.form = 'plan', which pays it"
         )
-        self._positive("tau")
+        self._positive("tau", "completions")
         self._require("error_threshold", -1 < self.error_threshold <= 1, "above -1 and at most 1")
         if self.advantage_of_failing() >= 1 and not self.allow_rank_inversion:
             raise ConfigError(

@@ -12,8 +12,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from prm_jax import hosts
 from prm_jax.config import ConfigError
 from prm_jax.metrics import Progress
@@ -23,7 +21,14 @@ from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.rl import evenly_spaced
 from prm_jax.stages.run import Run, Stream, write_json_lines
-from prm_jax.stages.search import Response, Searcher, Spent, Split, against_binary_search
+from prm_jax.stages.search import (
+    Response,
+    Searcher,
+    Spent,
+    Split,
+    against_binary_search,
+    make_response,
+)
 from prm_jax.types import LineKind, PrefixLabels, Problem
 
 CANDIDATES = 8  # responses to each validation prompt that a PRM chooses among
@@ -117,27 +122,6 @@ def _policy(run: Run, step: int) -> Any:
 def _slice(problems: Sequence[Problem], number: int, n: int) -> list[Problem]:
     """The number-th slice of n problems; it goes round, so slices overlap only if they must."""
     return [problems[(number * n + i) % len(problems)] for i in range(n)]
-
-
-def make_response(
-    run: Run, problem: Problem, split: Split, step: int, attempt: Attempt
-) -> Response:
-    """A judged response with its steps, about which nothing is known yet."""
-    lines = run.lines(attempt.ids)
-    end_token, kinds = step_ends(lines)
-    last_line = np.searchsorted(lines.end_token, end_token, side="right") - 1
-    return Response(
-        problem=problem,
-        split=split,
-        checkpoint=step,
-        ids=attempt.ids,
-        passed=attempt.passed,
-        end_token=end_token,
-        end_byte=lines.end_byte[last_line],
-        kinds=tuple(LineKind(kind) for kind in kinds),
-        passes=np.zeros(len(kinds), np.int64),
-        samples=np.zeros(len(kinds), np.int64),
-    )
 
 
 def _repairs(run: Run, responses: Sequence[Response]) -> list[Response]:

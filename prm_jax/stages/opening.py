@@ -19,6 +19,7 @@ from prm_jax.problems import ProblemSets, data_folder, load_problems
 from prm_jax.prompts import Prompts, plan_block
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import batch_shards, count_parts
+from prm_jax.stages.online import whole_responses
 from prm_jax.stages.run import Run
 from prm_jax.tokenizer import Tokenizer, TokenizerError
 from prm_jax.types import Problem
@@ -200,6 +201,10 @@ def check_fit(run: Run) -> None:
             "ppo.rollouts / ppo.samples_per_prompt",
             config.ppo.rollouts // config.ppo.samples_per_prompt,
         ),
+        (
+            "ppo.rollouts less dense.completions, over ppo.samples_per_prompt",
+            whole_responses(config) // config.ppo.samples_per_prompt,
+        ),
     ):
         if rows % shards:
             raise ConfigError(
@@ -208,7 +213,7 @@ def check_fit(run: Run) -> None:
             )
         here = rows // shards
         taken = here // count_parts(rows, run.mesh, config.mesh.rows_at_once)
-        trains = name != "ppo.rollouts / ppo.samples_per_prompt"
+        trains = name.endswith(("batch_size", "minibatches"))
         if trains and 2 * taken < min(here, config.mesh.rows_at_once):
             say(
                 f"{name} = {rows} is {here} on each device, taken {taken} at a time: multiples of "

@@ -67,6 +67,27 @@ def probe_sizes(config: Config, *, searches: int, prompt: int, longest: int) -> 
     }
 
 
+def asked_for(
+    run: Run,
+    place: int,
+    problem: Problem,
+    ids: tuple[int, ...],
+    probe: Probe,
+    name: tuple[int, int],
+) -> Asked:
+    """A probe of the response `ids`, as the completer is asked for it; `name` is the search's."""
+    prompt, kept = run.prompt_ids(problem), probe.ids
+    return Asked(
+        place,
+        prefix=(*prompt, *kept),
+        whole=(*prompt, *ids),
+        budget=run.config.max_completion_tokens - len(kept),
+        numbers=(*name, probe.step << 16 | probe.wave),
+        # A stop string may begin in the part of the response that is kept.
+        stop_state=run.stops.start(run.tokenizer.pieces(kept)) if run.stops else 0,
+    )
+
+
 class Prober:
     """Runs searches to their ends.
 
@@ -152,22 +173,10 @@ class Prober:
 
     def _sample(self, ready: dict[int, _Open], completer: int) -> None:
         """Samples the wave that each search asks for, and starts judging it."""
-        run = self._run
-        asked = []
-        for place, one in ready.items():
-            prompt, kept = run.prompt_ids(one.problem), one.probe.ids
-            # A stop string may begin in the part of the response that is kept.
-            state = run.stops.start(run.tokenizer.pieces(kept)) if run.stops else 0
-            asked.append(
-                Asked(
-                    place,
-                    prefix=(*prompt, *kept),
-                    whole=(*prompt, *one.ids),
-                    budget=run.config.max_completion_tokens - len(kept),
-                    numbers=(completer, one.number, one.probe.step << 16 | one.probe.wave),
-                    stop_state=state,
-                )
-            )
+        asked = [
+            asked_for(self._run, place, one.problem, one.ids, one.probe, (completer, one.number))
+            for place, one in ready.items()
+        ]
         for one, new in zip(ready.values(), self._completer.complete(asked), strict=True):
             start = Start(one.problem, one.probe.ids)
             one.judging = [self._judge.submit(start, ids) for ids in new]

@@ -2,7 +2,7 @@
 
 Both are one loop: sample, judge, score, reward, update. `rl` leaves evenly spaced checkpoints of
 the policy (`rl/policy`), which the label stage asks for responses. `rl_prm` is the 2 x 2 of
-DenseReward (`dense.enabled`) and ValueInit (`value_init`).
+DenseReward (`dense.enabled`) and ValueInit (`value_init`), or labels its own rollouts (online.py).
 """
 
 import time
@@ -18,6 +18,7 @@ from prm_jax.model.linear import as_computed
 from prm_jax.model.lora import join, split_trainable
 from prm_jax.rl.rewards import partial_credit_gap
 from prm_jax.stages.exploration import Exploration
+from prm_jax.stages.online import OnlineLabels, labels_online, whole_responses, with_logp
 from prm_jax.stages.rollouts import Rollouts
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.truth import asks_oracle, reads_prm
@@ -39,6 +40,7 @@ def rl_prm(run: Run) -> None:
         "rl_prm",
         prm=run.restore("prm/model", run.scalar) if reads_prm(run.config) else None,
         truth=asks_oracle(run.config),
+        online=labels_online(run.config),
     )
 
 
@@ -75,7 +77,7 @@ def evenly_spaced(steps: int, n: int) -> list[int]:
     return [round(steps * (i + 1) / n) for i in range(n)]
 
 
-def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
+def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: bool = False) -> None:
     config = run.config.ppo
     reference = run.restore("sft/policy", run.policy)
     policy_tx = adam(
@@ -95,9 +97,13 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
     has_critic = config.advantage != "group"
     from_prm = prm is not None and run.config.value_init and has_critic
     dense_prm = prm if prm is not None and run.config.dense.enabled and not truth else None
-    scored = truth or dense_prm is not None
+    scored = truth or online or dense_prm is not None
     dense = run.config.dense if scored else DenseConfig(lam_fail=0.0, lam_pass=0.0)
     rollouts = Rollouts(run, truth, dense.plan)
+    labels, asked = None, rollouts
+    if online:
+        labels = OnlineLabels(run, rollouts.width)
+        asked = Rollouts(run, plan=dense.plan, n=whole_responses(run.config))
     rewards = {
         "lam_fail": dense.lam_fail,
         "lam_pass": dense.lam_pass,
@@ -183,15 +189,30 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
         ):
             for step in range(start, config.steps):
                 begun_s = time.perf_counter()
-                problems, samples = rollouts.sample(join(policy.params, policy_frozen), step)
-                completions = rollouts.completions(samples)
+                policy_params = join(policy.params, policy_frozen)
+                problems, samples = asked.sample(policy_params, step)
+                completions = asked.completions(samples)
                 sampled_s = time.perf_counter()
-                verdicts = rollouts.judge(problems, completions)
+                verdicts = asked.judge(problems, completions)
                 critic_params = None if critic is None else join(critic.params, critic_frozen)
-                ref_logp, values, scores = score(reference, critic_params, dense_prm, samples)
-                passed, outcome = rollouts.outcomes(verdicts)
+                label_metrics: dict[str, float] = {}
+                if labels is None:
+                    ref_logp, values, scores = score(reference, critic_params, dense_prm, samples)
+                    passed, outcome = rollouts.outcomes(verdicts)
+                    pass_rate = passed.mean()
+                    scores = rollouts.scores(problems, completions, passed, scores)
+                else:
+                    passed, outcome = asked.outcomes(verdicts)
+                    pass_rate = passed.mean()
+                    problems, completions, samples, passed, outcome, scores, label_metrics = (
+                        labels.extend(
+                            policy_params, step, problems, completions, samples, passed, outcome
+                        )
+                    )
+                    logp, _, _ = score(policy_params, None, None, samples)
+                    samples = with_logp(samples, logp, len(verdicts))
+                    ref_logp, values, _ = score(reference, critic_params, None, samples)
                 exploration.add(step, *rollouts.solved(problems, completions, passed))
-                scores = rollouts.scores(problems, completions, passed, scores)
                 judged_s = time.perf_counter()
                 rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
                 batch, reward_metrics = experience(rollout)
@@ -203,13 +224,14 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False) -> None:
                     step,
                     reward_metrics
                     | update_metrics
+                    | label_metrics
                     | {
-                        "rollout/pass_rate": passed.mean(),
+                        "rollout/pass_rate": pass_rate,
                         "time/sample_s": sampled_s - begun_s,
                         "time/judge_and_score_s": judged_s - sampled_s,
                     },
                 )
-                progress.update(**{"pass_rate": passed.mean()})
+                progress.update(**{"pass_rate": pass_rate})
                 done = step + 1
                 if done in kept:
                     policies.save(done, policy.params)

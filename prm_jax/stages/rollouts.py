@@ -33,11 +33,12 @@ class Rollouts:
 
     Of several hosts each decodes and judges its own rows. `rows` are those that it holds, `_mine`
     says which of them are its own. With `truth` the oracle scores the lines; without `plan` a plan
-    is no step, so that nothing is paid for it.
+    is no step, so that nothing is paid for it. There are `n` of them, by default ppo.rollouts.
     """
 
-    def __init__(self, run: Run, truth: bool = False, plan: bool = True):
+    def __init__(self, run: Run, truth: bool = False, plan: bool = True, n: int | None = None):
         self._run = run
+        self._n = n or run.config.ppo.rollouts
         self._truth = truth
         self._plan = plan
         config = run.config.ppo
@@ -47,7 +48,7 @@ class Rollouts:
         # All steps share one width, so that each program is compiled once.
         self.width = -(-max(len(ids) for ids in self._prompts) // 8) * 8
         self._sharding = batch_sharding(run.mesh)
-        self._rows, self._mine = hosts.owned(self._sharding, config.rollouts)
+        self._rows, self._mine = hosts.owned(self._sharding, self._n)
         self._sampler = make_sampler(
             run.policy,
             run.mesh,
@@ -64,7 +65,7 @@ class Rollouts:
     ) -> tuple[list[Problem], Samples]:
         """The rollout of a step: the problem of each row held, and the samples on the device."""
         run, config = self._run, self._run.config.ppo
-        n = config.rollouts // config.samples_per_prompt
+        n = self._n // config.samples_per_prompt
         index = take_cycled(
             lambda epoch: run.order(Stream.RL_ORDER, len(self._prompts), epoch),
             len(self._prompts),
@@ -99,20 +100,19 @@ class Rollouts:
         with self._deadline():
             found = [verdict.result() for verdict in verdicts]
         both = earned(found, self._run.config.ppo.outcome)
-        both = hosts.gather_rows(self._rows[self._mine], both, self._run.config.ppo.rollouts)
+        both = hosts.gather_rows(self._rows[self._mine], both, self._n)
         return both[:, 0], both[:, 1]
 
     def solved(
         self, problems: list[Problem], completions: list[tuple[int, ...]], passed: np.ndarray
     ) -> tuple[list[str], list[tuple[str, str]]]:
         """The tasks of all rows, and (task, digest of the program) of those that passed."""
-        n = self._run.config.ppo.rollouts
         mine = [
             (self._number[problem.task_id], self._digest(problem, ids))
             for problem, ids, own in zip(problems, completions, self._mine, strict=True)
             if own
         ]
-        found = hosts.gather_rows(self._rows[self._mine], np.array(mine, np.int64), n)
+        found = hosts.gather_rows(self._rows[self._mine], np.array(mine, np.int64), self._n)
         tasks = [self._tasks[number] for number in found[:, 0]]
         digests = [f"{digest & (1 << 64) - 1:016x}" for digest in found[:, 1].tolist()]
         both = zip(tasks, digests, passed, strict=True)
@@ -145,7 +145,7 @@ class Rollouts:
         return self._place(found)
 
     def _place(self, of_rows_held: np.ndarray) -> jax.Array:
-        return hosts.place_rows(of_rows_held, self._run.config.ppo.rollouts, self._sharding)
+        return hosts.place_rows(of_rows_held, self._n, self._sharding)
 
     def assemble(self, samples, completions, outcome, ref_logp, values, scores) -> Rollout:
         line_end = np.zeros((len(completions), samples.tokens.shape[1]), bool)

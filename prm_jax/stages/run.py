@@ -55,6 +55,7 @@ class Stream(IntEnum):
     PLANS = 13
     INSPECT = 14
     CANDIDATES = 15
+    LABELS_ONLINE = 16
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from prm_jax.rl.labels import (
     step_labels,
     transition,
 )
+from prm_jax.rl.lines import step_ends
 from prm_jax.stages.attempts import Attempt, Memo
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.probing import Probe, Prober, Search
@@ -83,6 +84,27 @@ class Response:
         )
 
 
+def make_response(
+    run: Run, problem: Problem, split: Split, step: int, attempt: Attempt
+) -> Response:
+    """A judged response with its steps, about which nothing is known yet."""
+    lines = run.lines(attempt.ids)
+    end_token, kinds = step_ends(lines)
+    last_line = np.searchsorted(lines.end_token, end_token, side="right") - 1
+    return Response(
+        problem=problem,
+        split=split,
+        checkpoint=step,
+        ids=attempt.ids,
+        passed=attempt.passed,
+        end_token=end_token,
+        end_byte=lines.end_byte[last_line],
+        kinds=tuple(LineKind(kind) for kind in kinds),
+        passes=np.zeros(len(kinds), np.int64),
+        samples=np.zeros(len(kinds), np.int64),
+    )
+
+
 @dataclasses.dataclass
 class Spent:
     """What the searches of the training responses cost."""
@@ -106,8 +128,7 @@ class Searcher:
     """
 
     def __init__(self, run: Run, memo: Memo, responses: Sequence[Response]):
-        self._run = run
-        self.spent = Spent()
+        self._searches = Searches(run)
         prompt = longest = 1
         for r in responses:
             before = len(run.prompt_ids(r.problem))
@@ -117,14 +138,29 @@ class Searcher:
             longest = max(longest, before + max([len(r.ids), *texts]))
         self._prober = Prober(run, memo, searches=len(responses), prompt=prompt, longest=longest)
 
+    @property
+    def spent(self) -> Spent:
+        return self._searches.spent
+
     def run(self, params: Any, completer: int, group: Sequence[Response], journal: Journal) -> None:
         """Searches some of the responses; the policy numbered `completer` completes them."""
-        kinds = {"cheapest": self._cheapest, "binary": self._binary, "dense": self._dense}
-        of_kind = kinds[self._run.config.label.search]
         title = f"label: searches with checkpoint {completer}" if completer else "label: searches"
-        searches = [(r.problem, r.ids, of_kind(r)) for r in group]
+        searches = [(r.problem, r.ids, self._searches.of(r)) for r in group]
         self._prober.run(params, completer, searches, journal, title)
         self.spent.seconds = self._prober.seconds
+
+
+class Searches:
+    """How a response is searched under the run's settings, and what its searches cost so far."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self.spent = Spent()
+
+    def of(self, response: Response) -> Search:
+        """A search that leaves what it finds in the response."""
+        kinds = {"cheapest": self._cheapest, "binary": self._binary, "dense": self._dense}
+        return kinds[self._run.config.label.search](response)
 
     def _binary(self, response: Response) -> Search:
         """Algorithm 1."""

@@ -6,6 +6,7 @@ the built-in problems have an oracle; it knows the solution, so this is no metho
 
 import numpy as np
 
+from prm_jax import hosts
 from prm_jax.config import Config, ConfigError
 from prm_jax.problems import first_error
 from prm_jax.problems.oracle import Asked
@@ -21,20 +22,26 @@ def asks_oracle(config: Config) -> bool:
 
 
 def reads_prm(config: Config) -> bool:
-    """Whether `rl_prm` needs a PRM: not if the oracle scores the lines for a critic of its own.
+    """Whether `rl_prm` needs a PRM: not if others score the lines for a critic of its own.
 
     With both options off it is the baseline again, and still runs after the PRM.
     """
-    return config.value_init or not asks_oracle(config)
+    return config.value_init or not config.dense.enabled or config.dense.source == "prm"
 
 
 def check_source(run: Run) -> None:
-    """Raises ConfigError if the oracle is to score problems that it does not know."""
+    """Raises ConfigError if the lines cannot be scored as asked: by an oracle that does not know
+    the problems, or by labels that several hosts would have to search for."""
     if asks_oracle(run.config) and not run.problems.asked:
         raise ConfigError(
             f"dense.source = 'oracle' is not allowed with problems.name = "
             f"{run.config.problems.name!r}: only the built-in problems have an exact oracle; "
             "use dense.source = 'prm'"
+        )
+    if run.config.dense.enabled and run.config.dense.source == "labels" and hosts.count() > 1:
+        raise ConfigError(
+            f"dense.source = 'labels' is not allowed on {hosts.count()} hosts: these labels are "
+            "searched for by one; start one process, or use dense.source = 'prm'"
         )
 
 

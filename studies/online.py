@@ -1,0 +1,69 @@
+"""Can labels pay for themselves? Process supervision at equal total programs.
+
+    python -m prm_jax.study --study studies/online.py
+
+Every arm but the last three generates 6,400 programs, all in all. `online` spends half of them on
+completions that label its own failing responses as it goes, and trains on them as rollouts too;
+`restarts` trains on the same completions and pays no label. `perfect` and `perfect_half` are the
+bound: the oracle's labels for nothing, with all of the rollouts or with half of them. Whatever made
+the labels, they could cost no more than what PPO needs beyond these to come as far. The last three
+have four times the programs, where the policy passes more often.
+"""
+
+from prm_jax.config import ChainsConfig, Config, EvaluateConfig, LabelConfig, ProblemsConfig
+from prm_jax.study import Arm, Study
+
+ONLINE = {
+    "dense.source": "labels",
+    "dense.completions": 64,
+    "label.samples_per_prefix": 4,
+}
+LONGER = {"ppo.steps": 200}
+
+
+def get_study() -> Study:
+    return Study(
+        name="online",
+        config=Config(
+            value_init=False,
+            problems=ProblemsConfig(chains=ChainsConfig(test_horizons=(6, 8))),
+            label=LabelConfig(checkpoints=1),
+            evaluate=EvaluateConfig(samples=5, inspect=0),
+        ),
+        seeds=(0, 1, 2),
+        baseline="ppo",
+        also_less=("perfect_half", "ppo_4x"),
+        arms=(
+            Arm("sft", measure="sft", about="imitates solved problems"),
+            Arm("ppo", measure="rl", about="PPO on unit tests"),
+            Arm("online", ONLINE, about="half of the programs label the other half, K = 4"),
+            Arm(
+                "online_k2",
+                ONLINE | {"label.samples_per_prefix": 2},
+                about="the same with K = 2: twice as many labels, right less often",
+            ),
+            Arm(
+                "restarts",
+                ONLINE | {"dense.lam_fail": 0.0, "dense.lam_pass": 0.0},
+                about="the same completions as rollouts, and no line rewards",
+            ),
+            Arm(
+                "perfect",
+                {"dense.source": "oracle"},
+                about="the oracle's labels, for nothing",
+            ),
+            Arm(
+                "perfect_half",
+                {"dense.source": "oracle", "ppo.rollouts": 64},
+                about="the oracle's labels with half of the rollouts: the bound for `online`",
+            ),
+            Arm("ppo_4x", LONGER, measure="rl", about="PPO with four times the programs"),
+            Arm("online_4x", ONLINE | LONGER, about="`online` with four times the programs"),
+            Arm(
+                "perfect_4x",
+                {"dense.source": "oracle"} | LONGER,
+                about="the oracle's labels with four times the programs",
+            ),
+        ),
+        about="Labels within the programs that PPO has.",
+    )

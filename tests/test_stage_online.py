@@ -1,0 +1,348 @@
+"""Labels while RL runs: which responses are searched, what trains on it, and a whole stage."""
+
+import dataclasses
+import json
+import random
+import threading
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from characters import Completions
+from made_up_stage import ONE, RIGHT, TOKENIZER, WRONG_2, WRONG_3, problem
+
+from prm_jax.checkpoint import Checkpoints
+from prm_jax.config import Config, ConfigError, DenseConfig, LabelConfig, ModelConfig, PPOConfig
+from prm_jax.metrics import MetricsLog
+from prm_jax.model.heads import PolicyModel, ScalarModel
+from prm_jax.model.score import token_logps
+from prm_jax.rl.rewards import token_rewards
+from prm_jax.sharding import init_params
+from prm_jax.stages import online, truth
+from prm_jax.stages.online import OnlineLabels, labels_online, whole_responses
+from prm_jax.stages.rl import rl, rl_prm
+from prm_jax.stages.run import Run
+from prm_jax.types import Samples, Verdict
+
+WIDTH, ROOM = 8, 64
+PROBLEM = problem("p", "append 3")
+GOES_ON = {  # what the scripted policy writes after a prefix: its first and its second sample
+    "    b = a + [3]\n": (RIGHT.split("\n", 1)[1], "    return b"),
+    "    b = a + [3]\n    c = b * 2\n": ("    return c", "    return c + [5]"),
+    "    b = a + [3]\n    c = b * 3\n": ("    return c", "    return c + [5]"),
+}
+
+
+def config(**fields) -> Config:
+    dense = {"source": "labels", "completions": 8} | fields.pop("dense", {})
+    label = {"samples_per_prefix": 2, "wave": 2, "search": "binary"} | fields.pop("label", {})
+    ppo = {"rollouts": 11, "minibatches": 1, "steps": 4, "checkpoint_every": 1}
+    return Config(
+        **{
+            "value_init": False,
+            "max_prompt_tokens": WIDTH,
+            "max_completion_tokens": ROOM,
+            "dense": DenseConfig(**dense),
+            "label": LabelConfig(**{"checkpoints": 1} | label),
+            "ppo": PPOConfig(**ppo | fields.pop("ppo", {})),
+        }
+        | fields
+    )
+
+
+class Sandbox:
+    """Passes what `right` says, some time later and in any order."""
+
+    def __init__(self, right, late: bool = False):
+        self.asked: list[str] = []
+        self._right, self._late = right, late
+
+    def submit(self, program, tests, limits) -> Future:
+        self.asked.append(program)
+        future: Future = Future()
+        verdict = Verdict("passed" if self._right(program) else "failed", 0, 1)
+        if self._late:
+            threading.Timer(random.random() / 50, future.set_result, (verdict,)).start()
+        else:
+            future.set_result(verdict)
+        return future
+
+
+def run_of(config: Config, right, workdir=None, late=False, **parts) -> Run:
+    return Run(
+        **{
+            "config": config,
+            "workdir": workdir,
+            "mesh": ONE,
+            "tokenizer": TOKENIZER,
+            "prompts": Completions(),
+            "problems": SimpleNamespace(train=[PROBLEM], asked={}),
+            "sandbox": Sandbox(right, late),
+            "log": None,
+            "policy": None,
+            "scalar": None,
+        }
+        | parts
+    )
+
+
+class Scripted:
+    """In the place of the completer: GOES_ON says what follows."""
+
+    def __init__(self, model, mesh, key, *, places, width, choice, **_):
+        self.places = places
+        self.calls: list[list[str]] = []
+        assert (width, choice.temperature) == (96, 1.0)  # room for 72 tokens
+
+    def use(self, params) -> None:
+        assert params == "policy"
+
+    def complete(self, asked):
+        kept = [TOKENIZER.decode(a.prefix)[len(PROBLEM.prompt) :] for a in asked]
+        self.calls.append(kept)
+        assert all(a.numbers[0] == 3 and a.budget == ROOM - len(a.prefix) + WIDTH for a in asked)
+        return [[TOKENIZER.response(text) for text in GOES_ON[prefix]] for prefix in kept]
+
+
+def extended(monkeypatch, texts, right=lambda program: program.endswith(RIGHT), **settings):
+    """What comes of a step with these responses, and what the completer was asked."""
+    monkeypatch.setattr(online, "PrefixCompleter", Scripted)
+    run = run_of(config(**settings), right)
+    rows = [TOKENIZER.response(text) for text in texts]
+    tokens = np.zeros((len(rows), WIDTH + ROOM), np.int32)
+    valid = np.zeros(tokens.shape, bool)
+    prompt = TOKENIZER.encode(PROBLEM.prompt)
+    tokens[:, :WIDTH], valid[:, :WIDTH] = prompt, True
+    for row, ids in enumerate(rows):
+        tokens[row, WIDTH : WIDTH + len(ids)] = ids
+        valid[row, WIDTH : WIDTH + len(ids)] = True
+    mask = valid & (np.arange(WIDTH + ROOM) >= WIDTH)
+    samples = Samples(tokens, valid, mask, np.where(mask, np.float32(-1), np.float32(0)))
+    passed = np.array([text == RIGHT for text in texts], np.float32)
+    labels = OnlineLabels(run, WIDTH)
+    problems = [PROBLEM] * len(rows)
+    found = labels.extend("policy", 3, problems, rows, samples, passed, 2 * passed)
+    return found, labels._completer.calls  # type: ignore[attr-defined]
+
+
+def scores_at_steps(found, row: int) -> list[float]:
+    """The scores at the line ends of a row."""
+    text = TOKENIZER.pieces(found.completions[row])
+    ends = [i for i, piece in enumerate(text) if piece.endswith(b"\n") or piece == b""]
+    scores = found.scores[row]
+    assert np.count_nonzero(scores) == np.count_nonzero(scores[WIDTH + np.array(ends, int)])
+    return scores[WIDTH + np.array(ends, int)].tolist()
+
+
+def test_failing_responses_are_labelled_and_what_labelled_them_is_trained_on(monkeypatch):
+    found, calls = extended(monkeypatch, [RIGHT, WRONG_2, WRONG_3])
+    # One search at a time: 8 completions last four rounds of two.
+    first, second = "    b = a + [3]\n", "    b = a + [3]\n    c = b * 3\n"
+    assert calls == [[first], [second], [first], [second.replace("3\n", "2\n")]]
+    assert [scores_at_steps(found, row) for row in range(3)] == [[1, 1, 1], [1, -1, -1], [1, 1, -1]]
+    assert found.metrics == {
+        "labels/responses": 2.0, "labels/completions": 8.0, "labels/completions_passed": 3 / 8,
+    }  # fmt: skip
+    # Each completion is a row: its whole text, of which the loss reads what follows the prefix.
+    given = [prefix for (prefix,) in calls for _ in range(2)]
+    follows = [text for (prefix,) in calls for text in GOES_ON[prefix]]
+    for row, (prefix, text) in enumerate(zip(given, follows, strict=True), start=3):
+        ids = (*TOKENIZER.encode(prefix), *TOKENIZER.response(text))
+        assert found.completions[row] == ids and found.problems[row] is PROBLEM
+        tokens, valid, mask = (
+            np.asarray(x)[row]
+            for x in (found.samples.tokens, found.samples.valid, found.samples.completion_mask)
+        )
+        assert TOKENIZER.decode(tokens[valid]) == PROBLEM.prompt + prefix + text
+        assert TOKENIZER.decode(tokens[mask]) == text and tokens[mask][-1] == TOKENIZER.eos_id
+        passes = prefix + text == RIGHT
+        assert (found.passed[row], found.outcome[row]) == (passes, passes)
+        steps = 1 + (prefix + text).count("\n")
+        assert scores_at_steps(found, row) == ([1] * steps if passes else [0] * steps)
+    assert found.outcome[:3].tolist() == [2, 0, 0]  # of whole responses: as it was
+    assert (
+        np.asarray(found.samples.logp)[:3] == np.asarray(found.samples.completion_mask)[:3] * -1
+    ).all()
+
+
+def test_a_completion_is_paid_for_the_lines_that_it_wrote(monkeypatch):
+    found, _ = extended(monkeypatch, [RIGHT, WRONG_2, WRONG_3])
+    mask = found.samples.completion_mask
+    scores, zeros = jnp.asarray(found.scores), jnp.zeros(mask.shape)
+    rewards, metrics = token_rewards(
+        jnp.asarray(found.outcome), scores, scores != 0, mask, zeros, zeros,
+        lam_fail=0.4, lam_pass=0.2, kl_coef=0.0,
+    )  # fmt: skip
+    rewards, mask = np.asarray(rewards), np.asarray(mask)
+    assert float(metrics["reward/unplaced"]) == 0
+    assert not rewards[~mask].any()
+    # WRONG_2 is right in one line of three; the first completion of its first line passes, with two
+    # lines of its own.
+    np.testing.assert_allclose(rewards[1].sum(), 0.4 * (1 - 1 - 1) / 3, rtol=1e-6)
+    np.testing.assert_allclose(rewards[3].sum(), 1 + 0.2, rtol=1e-6)
+    assert np.count_nonzero(rewards[3]) == 2
+    assert not rewards[4].any()
+
+
+def test_a_search_that_runs_out_of_completions_leaves_no_label(monkeypatch):
+    found, calls = extended(
+        monkeypatch, [RIGHT, WRONG_2, WRONG_3], dense={"completions": 7}, ppo={"rollouts": 10}
+    )
+    assert len(calls) == 3  # a wave of two does not fit the last one
+    assert [scores_at_steps(found, row) for row in range(3)] == [[1, 1, 1], [1, -1, -1], [0, 0, 0]]
+    assert found.metrics["labels/responses"] == 1 and found.metrics["labels/completions"] == 6
+    # The row that is left over has a prompt and nothing else.
+    assert found.completions[9] == () and not np.asarray(found.samples.completion_mask)[9].any()
+    valid = np.asarray(found.samples.valid)[9]
+    assert TOKENIZER.decode(np.asarray(found.samples.tokens)[9][valid]) == PROBLEM.prompt
+    assert (found.passed[9], found.outcome[9]) == (0, 0)
+
+
+def test_without_failures_nothing_is_searched(monkeypatch):
+    found, calls = extended(monkeypatch, [RIGHT, RIGHT, RIGHT])
+    assert calls == [] and found.metrics == {
+        "labels/responses": 0, "labels/completions": 0, "labels/completions_passed": 0,
+    }  # fmt: skip
+    assert not np.asarray(found.samples.completion_mask)[3:].any()
+    assert len(found.problems) == len(found.completions) == len(found.passed) == 11
+
+
+def test_what_cannot_be_gone_on_with_is_labelled_for_nothing(monkeypatch):
+    found, calls = extended(monkeypatch, ["    return a", RIGHT, RIGHT])
+    assert calls == [] and scores_at_steps(found, 0) == [-1]
+    assert found.metrics["labels/responses"] == 1
+
+
+def test_prefixes_that_have_no_room_are_not_searched(monkeypatch):
+    monkeypatch.setattr(type(TOKENIZER), "prefix_ids", lambda self, ids, n: [5] * ROOM)
+    found, calls = extended(monkeypatch, [RIGHT, WRONG_2, WRONG_3])
+    assert calls == [] and not found.scores[1:].any()
+
+
+# ---------------------------------------------------------------------------------- a real policy
+
+
+MODEL = ModelConfig(layers=1, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=24)
+POLICY = PolicyModel(MODEL, TOKENIZER.vocab_size, TOKENIZER.pad_id)
+SCALAR = ScalarModel(MODEL, TOKENIZER.vocab_size)
+REAL = {"max_completion_tokens": 16, "decode_rows": 8, "label": {"search": "cheapest"}}
+
+
+def some_pass(program: str) -> bool:
+    return sum(program.encode()) % 3 == 0
+
+
+def trained(folder, config: Config, stop_after: int = 0, late: bool = False) -> list[dict]:
+    """Runs stage rl_prm in a folder from an untrained policy; the metrics of its steps.
+
+    Killed after some steps, if asked for, and started again.
+    """
+    config = dataclasses.replace(config, model=MODEL)
+    folder.mkdir(exist_ok=True)
+    with jax.set_mesh(ONE):
+        params = init_params(POLICY, ONE, jax.random.key(0))
+        with Checkpoints(folder / "sft/policy") as checkpoints:
+            checkpoints.save(1, params)
+        problems = SimpleNamespace(train=[problem(f"p{i}", "?" * (i + 1)) for i in range(4)])
+
+        def run_stage(stop_after: int) -> None:
+            with MetricsLog(folder) as log:
+                run = run_of(
+                    config, some_pass, folder, late,
+                    problems=problems, policy=POLICY, scalar=SCALAR, log=log,
+                )  # fmt: skip
+                if stop_after:
+                    judged = run.judge_here
+
+                    def judge_here(problem, program):
+                        done = len(run.sandbox.asked)  # type: ignore[union-attr]
+                        if done >= stop_after:
+                            raise KeyboardInterrupt
+                        return judged(problem, program)
+
+                    object.__setattr__(run, "judge_here", judge_here)
+                rl_prm(run)
+
+        if stop_after:
+            with pytest.raises(KeyboardInterrupt):
+                run_stage(stop_after)
+        run_stage(0)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time")} for row in rows]
+
+
+def test_a_stage_that_was_killed_ends_with_the_same_numbers_whenever_verdicts_come(tmp_path):
+    settings = config(**REAL, ppo={"rollouts": 24, "steps": 3}, dense={"completions": 16})
+    whole = trained(tmp_path / "whole", settings)
+    assert [row["step"] for row in whole] == [0, 1, 2]
+    assert all(row["labels/completions"] > 4 and row["labels/responses"] > 0 for row in whole)
+    assert len({row["policy/loss"] for row in whole}) == 3
+    # A step takes 24 programs at most: the second one is interrupted in its searches.
+    assert trained(tmp_path / "killed", settings, stop_after=36, late=True) == whole
+
+
+def test_completions_come_from_the_policy_that_the_loss_takes_them_to_come_from(tmp_path):
+    """The first update of a step compares the policy with itself: each ratio is 1."""
+    settings = config(**REAL, ppo={"rollouts": 24, "steps": 1}, dense={"completions": 16})
+    (row,) = trained(tmp_path / "one", settings)
+    assert abs(row["policy/ratio_mean"] - 1) < 1e-5 and abs(row["policy/approx_kl"]) < 1e-6
+    assert row["policy/clip_fraction"] == 0
+
+
+def test_log_probs_are_taken_for_completions_alone(monkeypatch):
+    found, _ = extended(monkeypatch, [RIGHT, WRONG_2, WRONG_3])
+    params = init_params(POLICY, ONE, jax.random.key(1))
+    logp, _ = token_logps(
+        POLICY, params, found.samples.tokens, found.samples.valid,
+        temperature=1.0, prompt_tokens=WIDTH,
+    )  # fmt: skip
+    mixed = np.asarray(online.with_logp(found.samples, logp, 3).logp)
+    mask = np.asarray(found.samples.completion_mask)
+    assert (mixed[:3] == np.asarray(found.samples.logp)[:3]).all()
+    assert (mixed[3:] == np.where(mask, np.asarray(logp), 0)[3:]).all()
+    assert (mixed[3:][mask[3:]] < 0).all()
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def test_the_baseline_is_never_labelled(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("prm_jax.stages.rl._ppo", lambda run, stage, **how: seen.update(how))
+    run = run_of(config(), some_pass)
+    rl(run)
+    assert seen == {"prm": None}
+    rl_prm(run)
+    assert seen == {"prm": None, "truth": False, "online": True}
+    assert labels_online(run.config) and whole_responses(run.config) == 3
+    off = config(dense={"enabled": False})
+    assert not labels_online(off) and whole_responses(off) == 11
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        ("dense.completions = 11 .* ppo.rollouts = 11", {"dense": {"completions": 11}}),
+        ("dense.completions = 9 .* ppo.samples_per_prompt = 2", {
+            "dense": {"completions": 9}, "ppo": {"rollouts": 12, "samples_per_prompt": 2}}),
+        ("dense.completions = 1 .* label.wave = 2", {"dense": {"completions": 1}}),
+        ("value_init = True .* set it to False", {"value_init": True}),
+        ("ppo.critic_warmup_steps = 2 .* set it to 0", {"ppo": {"critic_warmup_steps": 2}}),
+        ("ppo.advantage = 'group' .* set it to 'gae'", {
+            "ppo": {"advantage": "group", "samples_per_prompt": 2, "rollouts": 12}}),
+    ],
+)  # fmt: skip
+def test_settings_that_go_against_it_are_refused(message, fields):
+    with pytest.raises(ConfigError, match=message):
+        config(**fields)
+
+
+def test_several_hosts_are_refused(monkeypatch):
+    run = run_of(config(), some_pass)
+    truth.check_source(run)
+    monkeypatch.setattr(truth.hosts, "count", lambda: 2)
+    with pytest.raises(ConfigError, match="dense.source = 'labels' .* 2 hosts"):
+        truth.check_source(run)

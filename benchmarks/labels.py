@@ -65,10 +65,10 @@ def measure(workdir: Path, prompts: int) -> dict[str, Any]:
     from prm_jax.sharding import make_mesh
     from prm_jax.stages.attempts import Memo, Sampling, Start
     from prm_jax.stages.journal import Journal
-    from prm_jax.stages.search import make_response
     from prm_jax.stages.opening import make_run
     from prm_jax.stages.rl import evenly_spaced
     from prm_jax.stages.run import Stream
+    from prm_jax.stages.search import make_response
 
     settle_process()
     try:

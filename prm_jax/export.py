@@ -275,7 +275,7 @@ def _stage(stage: str, config: Config) -> str:
             "with line rewards of an exact oracle that knows the solutions, a ceiling for "
             "comparisons and no method"
         )
-    elif config.dense.enabled and config.dense.source == "labels":
+    elif config.dense.labels_online:
         dense = (
             "with line rewards from labels of its own failing responses, found by completing their "
             "prefixes, and with these completions as rollouts"
@@ -298,7 +298,8 @@ def _settings(stage: str, config: Config) -> dict[str, Any]:
     """The settings that a stage read."""
     settings = dataclasses.asdict(config)
     if stage == "rl_prm":
-        return {name: settings[name] for name in ("value_init", "dense", "ppo")}
+        labels = ("label",) if config.dense.labels_online else ()
+        return {name: settings[name] for name in ("value_init", "dense", "ppo", *labels)}
     return settings["ppo" if stage == "rl" else stage]
 
 

@@ -2,12 +2,12 @@
 
     python -m prm_jax.study --study studies/online.py
 
-Every arm but the last three generates 6,400 programs, all in all. `online` spends half of them on
+PPO generates 6,400 programs, all in all. `online` has as many and spends half of them on
 completions that label its own failing responses as it goes, and trains on them as rollouts too;
-`restarts` trains on the same completions and pays no label. `perfect` and `perfect_half` are the
-bound: the oracle's labels for nothing, with all of the rollouts or with half of them. Whatever made
-the labels, they could cost no more than what PPO needs beyond these to come as far. The last three
-have four times the programs, where the policy passes more often.
+`restarts` trains on completions made in the same way and pays no label. `perfect` and
+`perfect_half` are the bound: the oracle's labels for nothing, with all of the rollouts or with half
+of them. Whatever makes labels, they can cost no more than what PPO needs beyond these to come as
+far. The last three have four times the programs, where the policy passes more often.
 """
 
 from prm_jax.config import ChainsConfig, Config, EvaluateConfig, LabelConfig, ProblemsConfig
@@ -40,12 +40,12 @@ def get_study() -> Study:
             Arm(
                 "online_k2",
                 ONLINE | {"label.samples_per_prefix": 2},
-                about="the same with K = 2: twice as many labels, right less often",
+                about="the same with K = 2",
             ),
             Arm(
                 "restarts",
                 ONLINE | {"dense.lam_fail": 0.0, "dense.lam_pass": 0.0},
-                about="the same completions as rollouts, and no line rewards",
+                about="such completions as rollouts, and no line rewards",
             ),
             Arm(
                 "perfect",

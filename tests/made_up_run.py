@@ -168,7 +168,7 @@ def made_up_metrics(rng, workdir):
             for step in range(40):
                 level = final - (final - 0.22) * np.exp(-step / 12)
                 values = {
-                    "reward/outcome": level + rng.normal(0, 0.04),
+                    "rollout/pass_rate": level + rng.normal(0, 0.04),
                     "reward/kl": -0.004 * step + rng.normal(0, 0.01),
                     "rollout/lines": 7.1 + rng.normal(0, 0.1),
                     "rollout/length_tokens": 38 + rng.normal(0, 1),

@@ -141,7 +141,7 @@ def test_drawings_show_the_results(drawn):
     labels = [value for name, value in page.attributes if name == "aria-label"]
     low, high = (100 * results["arms"]["rl"]["pass_at_1"][key] for key in ("low", "high"))
     assert any(f"({low:.1f} to {high:.1f})" in label for label in labels)
-    assert any(label.startswith("reward/outcome by step: RL from") for label in labels)
+    assert any(label.startswith("rollout/pass_rate by step: RL from") for label in labels)
 
 
 def test_the_page_needs_nothing_else(drawn):

@@ -139,6 +139,11 @@ class TracedExploration:
     def counts(self, n_problems: int) -> dict[str, int]:
         return {"problems": n_problems}
 
+    def programs(self) -> int:
+        return sum(
+            len(asked) for what, *rest in self._events if what == "solved" for asked in rest[1:2]
+        )
+
 
 class TracedRun(Run):
     def restore(self, kind, model, step=None):

@@ -1,6 +1,7 @@
 """Labels while RL runs: which responses are searched, what trains on it, and a whole stage."""
 
 import dataclasses
+import itertools
 import json
 import random
 import threading
@@ -15,15 +16,24 @@ from characters import Completions
 from made_up_stage import ONE, RIGHT, TOKENIZER, WRONG_2, WRONG_3, problem
 
 from prm_jax.checkpoint import Checkpoints
-from prm_jax.config import Config, ConfigError, DenseConfig, LabelConfig, ModelConfig, PPOConfig
+from prm_jax.config import (
+    Config,
+    ConfigError,
+    DenseConfig,
+    LabelConfig,
+    MeshConfig,
+    ModelConfig,
+    PPOConfig,
+)
 from prm_jax.metrics import MetricsLog
 from prm_jax.model.heads import PolicyModel, ScalarModel
 from prm_jax.model.score import token_logps
 from prm_jax.rl.rewards import token_rewards
-from prm_jax.sharding import init_params
+from prm_jax.sharding import init_params, make_mesh
 from prm_jax.stages import online, truth
-from prm_jax.stages.online import OnlineLabels, labels_online, whole_responses
+from prm_jax.stages.online import OnlineLabels
 from prm_jax.stages.rl import rl, rl_prm
+from prm_jax.stages.rollouts import Rollouts
 from prm_jax.stages.run import Run
 from prm_jax.types import Samples, Verdict
 
@@ -39,7 +49,7 @@ GOES_ON = {  # what the scripted policy writes after a prefix: its first and its
 def config(**fields) -> Config:
     dense = {"source": "labels", "completions": 8} | fields.pop("dense", {})
     label = {"samples_per_prefix": 2, "wave": 2, "search": "binary"} | fields.pop("label", {})
-    ppo = {"rollouts": 11, "minibatches": 1, "steps": 4, "checkpoint_every": 1}
+    ppo = {"rollouts": 11, "minibatches": 1, "steps": 4, "checkpoint_every": 1, "temperature": 0.7}
     return Config(
         **{
             "value_init": False,
@@ -95,16 +105,20 @@ class Scripted:
     def __init__(self, model, mesh, key, *, places, width, choice, **_):
         self.places = places
         self.calls: list[list[str]] = []
-        assert (width, choice.temperature) == (96, 1.0)  # room for 72 tokens
+        assert (width, choice.temperature) == (96, 0.7)  # room for 72 tokens
 
     def use(self, params) -> None:
         assert params == "policy"
 
-    def complete(self, asked):
+    def forget(self) -> None:
+        pass
+
+    def complete_with_logps(self, asked):
         kept = [TOKENIZER.decode(a.prefix)[len(PROBLEM.prompt) :] for a in asked]
         self.calls.append(kept)
         assert all(a.numbers[0] == 3 and a.budget == ROOM - len(a.prefix) + WIDTH for a in asked)
-        return [[TOKENIZER.response(text) for text in GOES_ON[prefix]] for prefix in kept]
+        rows = [[TOKENIZER.response(text) for text in GOES_ON[prefix]] for prefix in kept]
+        return [[(ids, np.full(len(ids), -0.25, np.float32)) for ids in row] for row in rows]
 
 
 def extended(monkeypatch, texts, right=lambda program: program.endswith(RIGHT), **settings):
@@ -163,8 +177,10 @@ def test_failing_responses_are_labelled_and_what_labelled_them_is_trained_on(mon
         steps = 1 + (prefix + text).count("\n")
         assert scores_at_steps(found, row) == ([1] * steps if passes else [0] * steps)
     assert found.outcome[:3].tolist() == [2, 0, 0]  # of whole responses: as it was
+    # The sampler's log-probs, of whole responses and of completions.
+    of_row = np.where(np.arange(11) < 3, -1, -0.25)[:, None]
     assert (
-        np.asarray(found.samples.logp)[:3] == np.asarray(found.samples.completion_mask)[:3] * -1
+        np.asarray(found.samples.logp) == of_row * np.asarray(found.samples.completion_mask)
     ).all()
 
 
@@ -199,6 +215,19 @@ def test_a_search_that_runs_out_of_completions_leaves_no_label(monkeypatch):
     valid = np.asarray(found.samples.valid)[9]
     assert TOKENIZER.decode(np.asarray(found.samples.tokens)[9][valid]) == PROBLEM.prompt
     assert (found.passed[9], found.outcome[9]) == (0, 0)
+    run = run_of(config(ppo={"rollouts": 10}), some_pass, policy=POLICY)
+    rollouts = Rollouts(run, n=10)
+    asked, solved = rollouts.solved(found.problems, found.completions, found.passed)
+    assert asked == ["p"] * 9 and len(solved) == found.passed.sum() == 3
+
+
+def test_of_the_samples_of_a_prompt_the_first_are_searched_first(monkeypatch):
+    found, calls = extended(
+        monkeypatch, [WRONG_2, WRONG_3, WRONG_2, RIGHT], dense={"completions": 8},
+        ppo={"rollouts": 12, "samples_per_prompt": 2},
+    )  # fmt: skip
+    assert len(calls) == 4
+    assert [bool(found.scores[row].any()) for row in range(4)] == [True, False, True, True]
 
 
 def test_without_failures_nothing_is_searched(monkeypatch):
@@ -235,15 +264,17 @@ def some_pass(program: str) -> bool:
     return sum(program.encode()) % 3 == 0
 
 
-def trained(folder, config: Config, stop_after: int = 0, late: bool = False) -> list[dict]:
+def trained(
+    folder, config: Config, stop_after: int = 0, late: bool = False, mesh=ONE
+) -> list[dict]:
     """Runs stage rl_prm in a folder from an untrained policy; the metrics of its steps.
 
     Killed after some steps, if asked for, and started again.
     """
     config = dataclasses.replace(config, model=MODEL)
     folder.mkdir(exist_ok=True)
-    with jax.set_mesh(ONE):
-        params = init_params(POLICY, ONE, jax.random.key(0))
+    with jax.set_mesh(mesh):
+        params = init_params(POLICY, mesh, jax.random.key(0))
         with Checkpoints(folder / "sft/policy") as checkpoints:
             checkpoints.save(1, params)
         problems = SimpleNamespace(train=[problem(f"p{i}", "?" * (i + 1)) for i in range(4)])
@@ -252,7 +283,7 @@ def trained(folder, config: Config, stop_after: int = 0, late: bool = False) -> 
             with MetricsLog(folder) as log:
                 run = run_of(
                     config, some_pass, folder, late,
-                    problems=problems, policy=POLICY, scalar=SCALAR, log=log,
+                    problems=problems, policy=POLICY, scalar=SCALAR, log=log, mesh=mesh,
                 )  # fmt: skip
                 if stop_after:
                     judged = run.judge_here
@@ -274,36 +305,79 @@ def trained(folder, config: Config, stop_after: int = 0, late: bool = False) -> 
     return [{k: v for k, v in row.items() if not k.startswith("time")} for row in rows]
 
 
-def test_a_stage_that_was_killed_ends_with_the_same_numbers_whenever_verdicts_come(tmp_path):
-    settings = config(**REAL, ppo={"rollouts": 24, "steps": 3}, dense={"completions": 16})
-    whole = trained(tmp_path / "whole", settings)
-    assert [row["step"] for row in whole] == [0, 1, 2]
-    assert all(row["labels/completions"] > 4 and row["labels/responses"] > 0 for row in whole)
-    assert len({row["policy/loss"] for row in whole}) == 3
+SETTINGS = config(**REAL, ppo={"rollouts": 24, "steps": 3}, dense={"completions": 16})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a stage that nobody disturbed, and the metrics of its steps."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, trained(folder, SETTINGS)
+
+
+def test_a_stage_that_was_killed_ends_with_the_same_numbers_whenever_verdicts_come(whole, tmp_path):
+    _, rows = whole
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all(row["labels/completions"] > 4 and row["labels/responses"] > 0 for row in rows)
+    assert len({row["policy/loss"] for row in rows}) == 3
     # A step takes 24 programs at most: the second one is interrupted in its searches.
-    assert trained(tmp_path / "killed", settings, stop_after=36, late=True) == whole
+    assert trained(tmp_path / "killed", SETTINGS, stop_after=36, late=True) == rows
 
 
-def test_completions_come_from_the_policy_that_the_loss_takes_them_to_come_from(tmp_path):
-    """The first update of a step compares the policy with itself: each ratio is 1."""
-    settings = config(**REAL, ppo={"rollouts": 24, "steps": 1}, dense={"completions": 16})
-    (row,) = trained(tmp_path / "one", settings)
-    assert abs(row["policy/ratio_mean"] - 1) < 1e-5 and abs(row["policy/approx_kl"]) < 1e-6
-    assert row["policy/clip_fraction"] == 0
+def test_completions_come_from_the_policy_of_their_step(monkeypatch, tmp_path):
+    """Their log-probs are those of the policy as it is then, at the temperature of the rollouts."""
+    seen = []
+    used = online.PrefixCompleter.use
+
+    def use(self, params):
+        used(self, params)
+        seen.append([jax.tree.map(jnp.array, params)])  # they are donated later
+
+    extend = OnlineLabels.extend
+
+    def kept(self, *args):
+        found = extend(self, *args)
+        seen[-1].append(found.samples)
+        return found
+
+    monkeypatch.setattr(online.PrefixCompleter, "use", use)
+    monkeypatch.setattr(OnlineLabels, "extend", kept)
+    first, *_ = trained(tmp_path / "run", SETTINGS)
+    assert abs(first["policy/ratio_mean"] - 1) < 1e-5 and first["policy/clip_fraction"] == 0
+    for params, samples in seen:
+        logp, _ = token_logps(
+            POLICY, params, samples.tokens, samples.valid, temperature=0.7, prompt_tokens=WIDTH
+        )
+        mask = np.asarray(samples.completion_mask)
+        assert mask[8:].any(axis=1).sum() > 4
+        np.testing.assert_allclose(
+            np.asarray(samples.logp)[mask], np.asarray(logp)[mask], rtol=1e-4, atol=1e-5
+        )
+    for (before, _), (after, _) in itertools.pairwise(seen):
+        moved = jax.tree.map(lambda x, y: bool((x != y).any()), before, after)
+        assert all(jax.tree.leaves(moved))
 
 
-def test_log_probs_are_taken_for_completions_alone(monkeypatch):
-    found, _ = extended(monkeypatch, [RIGHT, WRONG_2, WRONG_3])
-    params = init_params(POLICY, ONE, jax.random.key(1))
-    logp, _ = token_logps(
-        POLICY, params, found.samples.tokens, found.samples.valid,
-        temperature=1.0, prompt_tokens=WIDTH,
-    )  # fmt: skip
-    mixed = np.asarray(online.with_logp(found.samples, logp, 3).logp)
-    mask = np.asarray(found.samples.completion_mask)
-    assert (mixed[:3] == np.asarray(found.samples.logp)[:3]).all()
-    assert (mixed[3:] == np.where(mask, np.asarray(logp), 0)[3:]).all()
-    assert (mixed[3:][mask[3:]] < 0).all()
+@pytest.mark.parametrize("change", ["decode_rows", "mesh"])
+def test_labels_hang_neither_on_rows_nor_on_devices(whole, tmp_path, change):
+    folder, ours = whole
+    other, mesh = SETTINGS, ONE
+    if change == "decode_rows":
+        other = dataclasses.replace(SETTINGS, decode_rows=1)
+    else:
+        mesh = make_mesh(MeshConfig(data=8), jax.devices()[:8])
+    theirs = trained(tmp_path / "run", other, mesh=mesh)
+    for one, two in zip(ours, theirs, strict=True):
+        numbers = [{k: v for k, v in row.items() if k != "stage"} for row in (one, two)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=1e-4)
+    solved = "rl_prm/solved.jsonl"
+    assert (folder / solved).read_text() == (tmp_path / "run" / solved).read_text()
+
+
+def test_programs_are_counted_as_they_were_written(whole):
+    folder, rows = whole
+    done = json.loads((folder / "rl_prm/done.json").read_text())
+    assert done["programs_generated"] == sum(8 + row["labels/completions"] for row in rows)
 
 
 # ---------------------------------------------------------------------------------------- settings
@@ -317,9 +391,9 @@ def test_the_baseline_is_never_labelled(monkeypatch):
     assert seen == {"prm": None}
     rl_prm(run)
     assert seen == {"prm": None, "truth": False, "online": True}
-    assert labels_online(run.config) and whole_responses(run.config) == 3
+    assert run.config.dense.labels_online and run.config.whole_responses == 3
     off = config(dense={"enabled": False})
-    assert not labels_online(off) and whole_responses(off) == 11
+    assert not off.dense.labels_online and off.whole_responses == 11
 
 
 @pytest.mark.parametrize(
@@ -329,6 +403,9 @@ def test_the_baseline_is_never_labelled(monkeypatch):
         ("dense.completions = 9 .* ppo.samples_per_prompt = 2", {
             "dense": {"completions": 9}, "ppo": {"rollouts": 12, "samples_per_prompt": 2}}),
         ("dense.completions = 1 .* label.wave = 2", {"dense": {"completions": 1}}),
+        ("dense.form = 'good_prefix' .* choose 'value' or 'min'", {
+            "dense": {"form": "good_prefix"}}),
+        ("dense.form = 'progress' .* choose 'value' or 'min'", {"dense": {"form": "progress"}}),
         ("value_init = True .* set it to False", {"value_init": True}),
         ("ppo.critic_warmup_steps = 2 .* set it to 0", {"ppo": {"critic_warmup_steps": 2}}),
         ("ppo.advantage = 'group' .* set it to 'gae'", {

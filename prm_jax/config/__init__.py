@@ -114,7 +114,7 @@ class Config(Section):
         )
         if self.prm.target == "rate":
             self._label_for_rates()
-        if self.dense.enabled and self.dense.source == "labels":
+        if self.dense.labels_online:
             self._labels_online()
         if self.label.checkpoints > self.ppo.steps:
             raise ConfigError(
@@ -122,8 +122,13 @@ class Config(Section):
                 f"only ppo.steps = {self.ppo.steps}; lower it to that or less"
             )
 
+    @property
+    def whole_responses(self) -> int:
+        """How many of a step's rollouts begin with the prompt alone, in stage `rl_prm`."""
+        return self.ppo.rollouts - (self.dense.completions if self.dense.labels_online else 0)
+
     def _labels_online(self) -> None:
-        whole, ppo = self.ppo.rollouts - self.dense.completions, self.ppo
+        whole, ppo = self.whole_responses, self.ppo
         if whole < 1 or whole % ppo.samples_per_prompt:
             raise ConfigError(
                 f"dense.completions = {self.dense.completions} is not allowed with dense.source = "
@@ -134,6 +139,12 @@ class Config(Section):
             raise ConfigError(
                 f"dense.completions = {self.dense.completions} is not allowed: a probe takes "
                 f"label.wave = {self.label.wave} completions at a time; give it as many, or more"
+            )
+        if self.dense.form not in ("value", "min"):
+            raise ConfigError(
+                f"dense.form = {self.dense.form!r} is not allowed with dense.source = 'labels': it "
+                "compares lines with others that may have no label, or that are given to a "
+                "completion; choose 'value' or 'min'"
             )
         for name, value, allowed, why in (
             ("value_init", self.value_init, False, "no PRM is made for the critic to start from"),

@@ -146,13 +146,14 @@ class DenseConfig(Section):
     enabled: bool = True
     """DenseReward on or off."""
     source: Literal["prm", "oracle", "labels"] = "prm"
-    """Who scores the lines. prm: the PRM. labels: no PRM, but the labels of the step's own failing
-    responses, found as `label` says by the very policy that wrote them, whose completions train it
-    as well (`completions`). oracle: the exact one of the built-in problems, a ceiling for
-    comparisons and no method, since it knows the solution."""
+    """Who scores the lines. prm: the PRM. labels: no PRM and no stage before (--stages
+    sft,rl_prm,evaluate,report), but labels of the step's own failing responses, by the policy that
+    wrote them; its completions train it as well. Of `label` it reads samples_per_prefix, wave,
+    settle, search and neutral_comments. oracle: the exact one of the built-in problems, a ceiling
+    for comparisons and no method, since it knows the solution."""
     completions: int = 64
-    """With source `labels`: how many of the ppo.rollouts of a step are completions of its failing
-    responses; the rest are whole responses."""
+    """With source `labels`: at most so many of the ppo.rollouts of a step are completions of its
+    failing responses, and places that they leave stay empty; the rest are whole responses."""
     form: Literal["value", "progress", "min", "good_prefix", "plan"] = "value"
     """value: lam R / (lines), the paper's. progress: lam (R - R of the line before). min: lam R of
     the worst line, nearly. good_prefix: lam where the lines before the first error end. plan: lam R
@@ -193,6 +194,11 @@ class DenseConfig(Section):
                 "lam_fail and a passing one 1 - lam_pass (with good_prefix 1), so their sum must "
                 "be below 1; lower one of them, or accept it with dense.allow_rank_inversion"
             )
+
+    @property
+    def labels_online(self) -> bool:
+        """Whether stage `rl_prm` labels its own rollouts."""
+        return self.enabled and self.source == "labels"
 
     def advantage_of_failing(self, max_lines: int = 1) -> float:
         """The most that dense rewards can bring a failing program up against a passing one.

@@ -223,7 +223,12 @@ def _ppo(parts: _Parts) -> Iterator[Program]:
     shares = parts.config.model.lora_rank > 0  # one copy of the frozen parameters for all
     reference = parts.policy_params if shares else parts.low(parts.policy_params)
     prm = None
-    if parts.config.dense.enabled:
+    if parts.config.dense.labels_online:
+        raise ConfigError(
+            "dense.source = 'labels' is not planned: its searches beside policy and critic are "
+            "not among the programs here; plan with 'prm' or 'oracle'"
+        )
+    if parts.config.dense.enabled and parts.config.dense.source == "prm":
         prm = parts.scalar_params if shares else parts.low(parts.scalar_params)
     lives = {
         "the policy and its optimizer": policy,

@@ -16,7 +16,7 @@ SCHEMA = 1
 # (metric, title, in percent), the most telling first: the first four that a run has are shown at
 # once, the rest is folded away.
 _CURVES = (
-    ("reward/outcome", "Training programs that pass", True),
+    ("rollout/pass_rate", "Training programs that pass", True),
     ("reward/line", "Line reward per program", False),
     ("reward/kl", "KL term of the reward", False),
     ("rollout/lines", "Lines per program", False),
@@ -30,6 +30,11 @@ _CURVES = (
     ("prm/loss", "PRM loss", False),
 )
 _CURVES_AT_ONCE = 4
+_SCORERS = {  # by dense.source: what RL + PRM is beside RL
+    "prm": "with the process reward model",
+    "oracle": "with line rewards of the exact oracle in the PRM's place",
+    "labels": "with labels of its own failing responses in the PRM's place",
+}
 
 # The only script of the page: the button that switches between light and dark.
 _SCRIPT = """
@@ -94,6 +99,7 @@ def _page(*, results: dict, metrics: list, programs: list, config: dict | None) 
         results=results,
         arms=arms,
         names=figures.ARMS,
+        scorer=_SCORERS[((config or {}).get("dense") or {}).get("source", "prm")],
         curves=curves[:_CURVES_AT_ONCE],
         more_curves=curves[_CURVES_AT_ONCE:],
         stages=[s for s in ("sft", "rl", "prm", "rl_prm") if any(m["stage"] == s for m in metrics)],

@@ -48,6 +48,11 @@ class Exploration:
         if self._file is not None:
             self._file.close()
 
+    def programs(self) -> int:
+        """How many were asked for in the whole stage, once the file is closed."""
+        steps = hosts.first(lambda: [len(json.loads(x)["asked"]) for x in _lines(self._path)])
+        return sum(steps)
+
     def counts(self, n_problems: int) -> dict[str, int]:
         """What came of the whole stage, once the file is closed; there are `n_problems`."""
         return hosts.first(lambda: self._counts(n_problems))

@@ -13,12 +13,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prm_jax import hosts
-from prm_jax.config import Config
 from prm_jax.sharding import batch_sharding
 from prm_jax.stages.attempts import Attempt
 from prm_jax.stages.batches import left_pad
@@ -33,16 +30,6 @@ from prm_jax.types import Problem, Samples, Verdict
 ROUNDS = 4  # that the completions of a step last for: as many searches are open as then find work
 
 
-def labels_online(config: Config) -> bool:
-    """Whether stage `rl_prm` labels its own rollouts."""
-    return config.dense.enabled and config.dense.source == "labels"
-
-
-def whole_responses(config: Config) -> int:
-    """How many of a step's rollouts begin with the prompt alone."""
-    return config.ppo.rollouts - (config.dense.completions if labels_online(config) else 0)
-
-
 class Labelled(NamedTuple):
     """A step's whole responses and, behind them, the completions of their prefixes.
 
@@ -51,7 +38,7 @@ class Labelled(NamedTuple):
 
     problems: list[Problem]
     completions: list[tuple[int, ...]]  # of a prefix: it and what follows
-    samples: Samples  # on the device; logp of what follows a prefix is 0
+    samples: Samples  # on the device; of completions too, logp is the sampler's
     passed: np.ndarray  # [B] float32
     outcome: np.ndarray  # [B] float32
     scores: np.ndarray  # [B, T] float32: labels at the ends of steps, 0 where none is known
@@ -63,7 +50,12 @@ class _Completion:
     response: Response
     kept: int  # tokens of its prefix
     ids: tuple[int, ...]
+    logp: np.ndarray  # of the tokens behind the prefix
     verdict: Verdict
+
+    @property
+    def attempt(self) -> Attempt:
+        return Attempt(self.ids, self.verdict.status, True, len(self.logp))
 
 
 @dataclasses.dataclass
@@ -74,17 +66,13 @@ class _Open:
     probe: Probe
 
 
-def with_logp(samples: Samples, logp: jax.Array, first: int) -> Samples:
-    """The samples with these log-probs, `[B, T]`, in the rows from `first` on."""
-    new = samples.completion_mask & (jnp.arange(logp.shape[0]) >= first)[:, None]
-    return dataclasses.replace(samples, logp=jnp.where(new, logp, samples.logp))
-
-
 class OnlineLabels:
     """Labels as many failing responses of each step as dense.completions pay for.
 
     Searches go on in rounds, each of which waits for all of its verdicts, so that who gets the last
-    completions does not hang on when verdicts come. A search that is cut off leaves no label.
+    completions does not hang on when verdicts come, nor on how many rows or devices there are. A
+    search that is cut off leaves no label. Of the samples of one prompt, the first ones are
+    searched before the second ones.
     """
 
     def __init__(self, run: Run, width: int):
@@ -92,16 +80,18 @@ class OnlineLabels:
         config = run.config
         self._run, self._width = run, width
         self._searches = Searches(run)
+        self._open = max(1, config.dense.completions // (ROUNDS * config.label.wave))
+        sizes = probe_sizes(
+            config,
+            searches=self._open,
+            prompt=width,
+            longest=width + config.max_completion_tokens,
+        )
         self._completer = PrefixCompleter(
             run.policy,
             run.mesh,
             run.key(Stream.LABELS_ONLINE),
-            **probe_sizes(
-                config,
-                searches=max(1, config.dense.completions // (ROUNDS * config.label.wave)),
-                prompt=width,
-                longest=width + config.max_completion_tokens,
-            ),
+            **sizes | {"places": self._open},
             choice=Choice(config.ppo.temperature),
             eos_ids=run.tokenizer.eos_ids,
             stops=run.stops,
@@ -118,29 +108,25 @@ class OnlineLabels:
         outcome: np.ndarray,
     ) -> Labelled:
         """The rollout of a step with the searches of it by `params`, which wrote it."""
+        run = self._run
         responses = [
             make_response(
-                self._run, problem, "train", step,
+                run, problem, "train", step,
                 Attempt(ids, "passed" if passes else "failed", True, len(ids)),
             )
             for problem, ids, passes in zip(problems, completions, passed, strict=True)
         ]  # fmt: skip
         labelled, found = self._search(params, step, responses)
-        verdicts = [one.verdict for one in found]
-        earns = earned(verdicts, self._run.config.ppo.outcome).reshape(-1, 2)
+        earns = earned([one.verdict for one in found], run.config.ppo.outcome)
         repaired = [
-            make_response(
-                self._run, one.response.problem, "train", step,
-                Attempt(one.ids, one.verdict.status, True, len(one.ids) - one.kept),
-            )
-            for one in found
-        ]  # fmt: skip
-        n = self._run.config.ppo.rollouts
+            make_response(run, one.response.problem, "train", step, one.attempt) for one in found
+        ]
+        n = run.config.ppo.rollouts
         missing = n - len(responses) - len(found)
         scores = np.zeros((n, samples.tokens.shape[1]), np.float32)
         for row, response in enumerate([*responses, *repaired]):
             if response.passed or row in labelled:
-                labels = response.labels(neutral_comments=self._run.config.label.neutral_comments)
+                labels = response.labels(neutral_comments=run.config.label.neutral_comments)
                 scores[row, self._width + response.end_token] = labels.labels
         none = np.zeros(missing, np.float32)
         return Labelled(
@@ -161,17 +147,21 @@ class OnlineLabels:
         self, params: Any, step: int, responses: Sequence[Response]
     ) -> tuple[set[int], list[_Completion]]:
         """The numbers of the failing responses that were searched to the end, and what it took."""
+        samples = self._run.config.ppo.samples_per_prompt
+        order = sorted(range(len(responses)), key=lambda i: (i % samples, i))
+        rank = {number: i for i, number in enumerate(order)}
         waiting = collections.deque(
-            (number, r) for number, r in enumerate(responses) if not r.passed and self._fits(r)
+            i for i in order if not responses[i].passed and self._fits(responses[i])
         )
         open_: dict[int, _Open] = {}
         labelled: set[int] = set()
         found: list[_Completion] = []
         self._completer.use(params)
         while True:
-            for place in range(self._completer.places):
+            for place in range(self._open):
                 while waiting and place not in open_:
-                    number, response = waiting.popleft()
+                    number = waiting.popleft()
+                    response = responses[number]
                     search = self._searches.of(response)
                     probe = next(search, None)
                     if probe is None:  # nothing can follow any of its lines
@@ -179,20 +169,16 @@ class OnlineLabels:
                     else:
                         open_[place] = _Open(number, response, search, probe)
             left = self._run.config.dense.completions - len(found)
-            oldest = sorted(open_, key=lambda place: open_[place].number)
+            oldest = sorted(open_, key=lambda place: rank[open_[place].number])
             asked = oldest[: left // self._run.config.label.wave]
             if not asked:
+                self._completer.forget()
                 return labelled, found
-            for place, attempts in self._round(step, {place: open_[place] for place in asked}):
+            for place, wave in self._round(step, {place: open_[place] for place in asked}):
                 one = open_[place]
-                found += attempts
+                found += wave
                 try:
-                    one.probe = one.search.send(
-                        [
-                            Attempt(a.ids, a.verdict.status, True, len(a.ids) - a.kept)
-                            for a in attempts
-                        ]
-                    )
+                    one.probe = one.search.send([completion.attempt for completion in wave])
                 except StopIteration:
                     labelled.add(one.number)
                     del open_[place]
@@ -206,29 +192,28 @@ class OnlineLabels:
     def _round(self, step: int, asked: dict[int, _Open]) -> list[tuple[int, list[_Completion]]]:
         """A wave of completions for each of these searches, judged."""
         run = self._run
-        new = self._completer.complete(
+        new = self._completer.complete_with_logps(
             [
-                asked_for(run, place, one.response.problem, one.response.ids, one.probe,
-                          (step, one.number))
+                asked_for(
+                    run, place, one.response.problem, one.response.ids, one.probe,
+                    (step, one.number),
+                )
                 for place, one in asked.items()
             ]
         )  # fmt: skip
         judging = []
         for one, wave in zip(asked.values(), new, strict=True):
-            rows = [one.probe.ids + ids for ids in wave]
             problem = one.response.problem
-            judging.append(
-                [(ids, run.judge_here(problem, run.program(problem, ids))) for ids in rows]
-            )
-        with hosts.deadline(run.config.sandbox.deadline_s, f"judging {len(judging)} searches"):
-            return [
-                (
-                    place,
-                    [_Completion(one.response, len(one.probe.ids), ids, verdict.result())
-                     for ids, verdict in wave],
+            for ids, logp in wave:
+                whole = one.probe.ids + ids
+                judging.append(
+                    (one, whole, logp, run.judge_here(problem, run.program(problem, whole)))
                 )
-                for (place, one), wave in zip(asked.items(), judging, strict=True)
-            ]  # fmt: skip
+        found: dict[int, list[_Completion]] = {one.number: [] for one in asked.values()}
+        for one, ids, logp, verdict in judging:
+            completion = _Completion(one.response, len(one.probe.ids), ids, logp, verdict.result())
+            found[one.number].append(completion)
+        return [(place, found[one.number]) for place, one in asked.items()]
 
     def _grid(
         self, samples: Samples, found: Sequence[_Completion], filler: Problem, missing: int
@@ -240,18 +225,18 @@ class OnlineLabels:
         before, valid = left_pad(prompts, self._run.tokenizer.pad_id, self._width)
         room = self._run.config.max_completion_tokens
         after = np.full((n, room), self._run.tokenizer.pad_id, before.dtype)
-        length, kept = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        written, chosen = np.zeros(after.shape, bool), np.zeros(after.shape, bool)
+        logp = np.zeros(after.shape, np.float32)
         for row, one in enumerate(found):
-            length[row], kept[row] = len(one.ids), one.kept
-            after[row, : len(one.ids)] = one.ids
-        columns = np.arange(room)
-        written = columns < length[:, None]
-        chosen = np.pad(written & (columns >= kept[:, None]), ((0, 0), (self._width, 0)))
+            kept, end = one.kept, len(one.ids)
+            after[row, :end], written[row, :end] = one.ids, True
+            logp[row, kept:end], chosen[row, kept:end] = one.logp, True
+        before_them = ((0, 0), (self._width, 0))
         new = {
             "tokens": np.concatenate([before, after], axis=1),
             "valid": np.concatenate([valid, written], axis=1),
-            "completion_mask": chosen,
-            "logp": np.zeros(chosen.shape, np.float32),
+            "completion_mask": np.pad(chosen, before_them),
+            "logp": np.pad(logp, before_them),
         }
         both = {
             name: np.concatenate([np.asarray(getattr(samples, name)), rows])

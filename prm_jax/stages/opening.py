@@ -19,7 +19,6 @@ from prm_jax.problems import ProblemSets, data_folder, load_problems
 from prm_jax.prompts import Prompts, plan_block
 from prm_jax.sandbox import Sandbox
 from prm_jax.sharding import batch_shards, count_parts
-from prm_jax.stages.online import whole_responses
 from prm_jax.stages.run import Run
 from prm_jax.tokenizer import Tokenizer, TokenizerError
 from prm_jax.types import Problem
@@ -203,7 +202,7 @@ def check_fit(run: Run) -> None:
         ),
         (
             "ppo.rollouts less dense.completions, over ppo.samples_per_prompt",
-            whole_responses(config) // config.ppo.samples_per_prompt,
+            config.whole_responses // config.ppo.samples_per_prompt,
         ),
     ):
         if rows % shards:

@@ -18,7 +18,7 @@ from prm_jax.model.linear import as_computed
 from prm_jax.model.lora import join, split_trainable
 from prm_jax.rl.rewards import partial_credit_gap
 from prm_jax.stages.exploration import Exploration
-from prm_jax.stages.online import OnlineLabels, labels_online, whole_responses, with_logp
+from prm_jax.stages.online import OnlineLabels
 from prm_jax.stages.rollouts import Rollouts
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.truth import asks_oracle, reads_prm
@@ -40,7 +40,7 @@ def rl_prm(run: Run) -> None:
         "rl_prm",
         prm=run.restore("prm/model", run.scalar) if reads_prm(run.config) else None,
         truth=asks_oracle(run.config),
-        online=labels_online(run.config),
+        online=run.config.dense.labels_online,
     )
 
 
@@ -103,7 +103,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
     labels, asked = None, rollouts
     if online:
         labels = OnlineLabels(run, rollouts.width)
-        asked = Rollouts(run, plan=dense.plan, n=whole_responses(run.config))
+        asked = Rollouts(run, n=run.config.whole_responses)
     rewards = {
         "lam_fail": dense.lam_fail,
         "lam_pass": dense.lam_pass,
@@ -209,8 +209,6 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
                             policy_params, step, problems, completions, samples, passed, outcome
                         )
                     )
-                    logp, _, _ = score(policy_params, None, None, samples)
-                    samples = with_logp(samples, logp, len(verdicts))
                     ref_logp, values, _ = score(reference, critic_params, None, samples)
                 exploration.add(step, *rollouts.solved(problems, completions, passed))
                 judged_s = time.perf_counter()
@@ -250,7 +248,8 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
         with Checkpoints(run.workdir / stage / "critic") as critics:
             critics.save(config.steps, critic.params)
     # One rollout recalibrates the PRM; those of the critic's warm-up train nothing else.
-    generated = (config.steps + from_prm + config.critic_warmup_steps) * config.rollouts
+    before = (from_prm + config.critic_warmup_steps) * config.rollouts
+    generated = before + exploration.programs()
     summary = {"steps": config.steps, "programs_generated": generated}
     run.finish(stage, summary | {"exploration": exploration.counts(len(run.problems.train))})
 

@@ -106,16 +106,17 @@ class Rollouts:
     def solved(
         self, problems: list[Problem], completions: list[tuple[int, ...]], passed: np.ndarray
     ) -> tuple[list[str], list[tuple[str, str]]]:
-        """The tasks of all rows, and (task, digest of the program) of those that passed."""
+        """The tasks of all rows with a response, and (task, digest) of programs that passed."""
         mine = [
-            (self._number[problem.task_id], self._digest(problem, ids))
+            (self._number[problem.task_id] if ids else -1, self._digest(problem, ids))
             for problem, ids, own in zip(problems, completions, self._mine, strict=True)
             if own
         ]
         found = hosts.gather_rows(self._rows[self._mine], np.array(mine, np.int64), self._n)
-        tasks = [self._tasks[number] for number in found[:, 0]]
-        digests = [f"{digest & (1 << 64) - 1:016x}" for digest in found[:, 1].tolist()]
-        both = zip(tasks, digests, passed, strict=True)
+        written = found[:, 0] >= 0
+        tasks = [self._tasks[number] for number in found[written, 0]]
+        digests = [f"{digest & (1 << 64) - 1:016x}" for digest in found[written, 1].tolist()]
+        both = zip(tasks, digests, passed[written], strict=True)
         return tasks, [(task, digest) for task, digest, passes in both if passes]
 
     def _digest(self, problem: Problem, ids: tuple[int, ...]) -> int:

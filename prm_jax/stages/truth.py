@@ -1,4 +1,4 @@
-"""The exact oracle in the PRM's place: the ceiling that line rewards are compared with.
+"""Who scores the lines in the PRM's place, and the exact oracle: a ceiling for comparisons.
 
 `dense.source = "oracle"` pays each line what a search without fault would have labelled it. Only
 the built-in problems have an oracle; it knows the solution, so this is no method.
@@ -38,7 +38,7 @@ def check_source(run: Run) -> None:
             f"{run.config.problems.name!r}: only the built-in problems have an exact oracle; "
             "use dense.source = 'prm'"
         )
-    if run.config.dense.enabled and run.config.dense.source == "labels" and hosts.count() > 1:
+    if run.config.dense.labels_online and hosts.count() > 1:
         raise ConfigError(
             f"dense.source = 'labels' is not allowed on {hosts.count()} hosts: these labels are "
             "searched for by one; start one process, or use dense.source = 'prm'"

@@ -171,9 +171,10 @@ def make_experience(
         )
         if not group_size:
             metrics["value/explained_variance"] = explained_variance(rollout.values, returns, mask)
+        n_rows = jnp.maximum(mask.any(axis=1).sum(), 1)  # others pad the batch
         sizes = {
-            "rollout/length_tokens": mask.sum(axis=1).mean(dtype=jnp.float32),
-            "rollout/lines": rollout.line_end.sum(axis=1).mean(dtype=jnp.float32),
+            "rollout/length_tokens": mask.sum(dtype=jnp.float32) / n_rows,
+            "rollout/lines": (mask & rollout.line_end).sum(dtype=jnp.float32) / n_rows,
         }
         return batch, metrics | sizes
 

@@ -76,16 +76,17 @@ class PrefixCompleter:
         self._table = None
         if stops is not None and stops.strings:
             self._table = hosts.place(of_vocabulary(stops, model.vocab_size), replicated(mesh))
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Gives up what was read, and its memory, until the next `use`."""
         self._params: Any = None
         self._key_values: Any = None
         self._held: list[tuple[int, ...]] = [()] * self.places
 
     def use(self, params: Any) -> None:
         """The policy that completes from here on; what another one read is forgotten."""
-        self._forget()
+        self.forget()
         self._params = params
         with jax.set_mesh(self._mesh):
             self._key_values = self._empty()
@@ -95,6 +96,12 @@ class PrefixCompleter:
 
         Raises ValueError for a place asked for twice or a text that is too long.
         """
+        return [[ids for ids, _ in rows] for rows in self.complete_with_logps(asked)]
+
+    def complete_with_logps(
+        self, asked: Sequence[Asked]
+    ) -> list[list[tuple[tuple[int, ...], np.ndarray]]]:
+        """`complete`, and the log-prob of each new token under what it was drawn from."""
         places = [a.place for a in asked]
         if len(set(places)) < len(places):
             raise ValueError(f"places = {places} is not allowed: one prefix for each place")
@@ -143,11 +150,16 @@ class PrefixCompleter:
             rows = hosts.place(tuple(rows), batch_sharding(self._mesh))
             self._key_values = self._read(self._params, self._key_values, *rows)
 
-    def _rows(self, found: Completions, places: list[int]) -> list[list[tuple[int, ...]]]:
-        tokens, length = hosts.whole(found.tokens), hosts.whole(found.length)
+    def _rows(
+        self, found: Completions, places: list[int]
+    ) -> list[list[tuple[tuple[int, ...], np.ndarray]]]:
+        tokens, length, logp = (hosts.whole(x) for x in (found.tokens, found.length, found.logp))
         samples = len(length) // self.places
         rows = [range(place * samples, (place + 1) * samples) for place in places]
-        return [[tuple(tokens[i, : length[i]].tolist()) for i in row] for row in rows]
+        return [
+            [(tuple(tokens[i, : length[i]].tolist()), logp[i, : length[i]]) for i in row]
+            for row in rows
+        ]
 
 
 class PrefixPrograms(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from prm_jax.config import Config, ConfigError, MeshConfig, ModelConfig, PPOConfig
+from prm_jax.config import Config, ConfigError, DenseConfig, MeshConfig, ModelConfig, PPOConfig
 from prm_jax.model.flash import flash_attention
 from prm_jax.plan import __main__ as command
 from prm_jax.plan.arithmetic import flops
@@ -338,6 +338,20 @@ def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
     config = dataclasses.replace(SMALL, ppo=ppo)
     with pytest.raises(ConfigError, match="ppo.rollouts / ppo.minibatches = 6 .* multiple of .* 8"):
         list(programs(config, make_mesh(MeshConfig(fsdp=8)), "ppo"))
+
+
+def test_only_a_prm_that_is_asked_takes_memory():
+    mesh = make_mesh(MeshConfig(fsdp=8))
+
+    def kept(dense: DenseConfig):
+        config = dataclasses.replace(SMALL, dense=dense, value_init=False)
+        found = {program.name: program for program in programs(config, mesh, "ppo")}
+        return found["ppo/policy_update"].kept["the PRM"]
+
+    assert kept(DenseConfig()) is not None
+    assert kept(DenseConfig(source="oracle")) is None
+    with pytest.raises(ConfigError, match="dense.source = 'labels' is not planned"):
+        kept(DenseConfig(source="labels", completions=8))
 
 
 # ----------------------------------------------------------------------------------- the words

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_run import made_up_program, made_up_results, make_workdir, write_programs
 
+from prm_jax.config import Config, DenseConfig, to_json
 from prm_jax.metrics import MetricsLog
 from prm_jax.report import ReportError, figures, write_report
 from prm_jax.report import page as page_module
@@ -356,6 +357,16 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert "sft/loss by step: SFT from 3 to 3." in [
         v for n, v in page.attributes if n == "aria-label"
     ]
+
+
+def test_the_page_says_who_scored_the_lines(tmp_path):
+    workdir = tmp_path / "run"
+    make_workdir(workdir)
+    assert "with the process reward model" in write_report(workdir).read_text()
+    config = Config(dense=DenseConfig(source="labels"), value_init=False)
+    (workdir / "config.json").write_text(to_json(config))
+    page = write_report(workdir).read_text()
+    assert "labels of its own failing responses" in page
 
 
 def test_results_alone_are_enough(tmp_path):

@@ -12,6 +12,7 @@ def test_problems_and_solutions_are_counted_once(tmp_path):
         found.add(2, ["b", "c", "c"], [("b", "2")])
     wanted = {"problems": 9, "asked": 3, "solved": 2, "distinct_solutions": 3}
     assert found.counts(9) == wanted
+    assert found.programs() == 9
 
 
 def test_nothing_was_solved(tmp_path):
@@ -32,5 +33,6 @@ def test_a_run_that_goes_on_forgets_what_it_will_do_again(tmp_path):
     with Exploration(tmp_path, 2) as again:
         again.add(2, ["q"], [])
     assert again.counts(5) == {"problems": 5, "asked": 3, "solved": 2, "distinct_solutions": 2}
+    assert again.programs() == 3
     steps = [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()]
     assert steps == [0, 1, 2]

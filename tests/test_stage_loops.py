@@ -76,7 +76,7 @@ class Traces:
 
     def exploration(self, folder: Path, start: int) -> "TracedExploration":
         self.events.append(("explore", start))
-        return TracedExploration(self.events)
+        return TracedExploration(self.events, start)
 
     def checkpoints(self, directory: Path, *, keep: int | None = None) -> "TracedCheckpoints":
         return TracedCheckpoints(self.events, directory.name, self._resume_at)
@@ -121,8 +121,8 @@ class Params(str):
 
 
 class TracedExploration:
-    def __init__(self, events: list[tuple]):
-        self._events = events
+    def __init__(self, events: list[tuple], start: int):
+        self._events, self._start = events, start
 
     def add(self, step: int, asked: list[str], solved: list[tuple[str, str]]) -> None:
         self._events.append(("solved", step, asked, solved))
@@ -140,9 +140,8 @@ class TracedExploration:
         return {"problems": n_problems}
 
     def programs(self) -> int:
-        return sum(
-            len(asked) for what, *rest in self._events if what == "solved" for asked in rest[1:2]
-        )
+        asked = [len(event[2]) for event in self._events if event[0] == "solved"]
+        return sum(asked) + self._start * asked[0]  # the file has the steps before a kill too
 
 
 class TracedRun(Run):

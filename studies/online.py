@@ -4,7 +4,7 @@
 
 PPO generates 6,400 programs, all in all. `online` has as many and spends half of them on
 completions that label its own failing responses as it goes, and trains on them as rollouts too;
-`restarts` trains on completions made in the same way and pays no label. `perfect` and
+`online_few` spends an eighth. `restarts` trains on completions made in the same way and pays no label. `perfect` and
 `perfect_half` are the bound: the oracle's labels for nothing, with all of the rollouts or with half
 of them. Whatever makes labels, they can cost no more than what PPO needs beyond these to come as
 far. The last three have four times the programs, where the policy passes more often.
@@ -37,6 +37,11 @@ def get_study() -> Study:
             Arm("sft", measure="sft", about="imitates solved problems"),
             Arm("ppo", measure="rl", about="PPO on unit tests"),
             Arm("online", ONLINE, about="half of the programs label the other half, K = 4"),
+            Arm(
+                "online_few",
+                ONLINE | {"dense.completions": 16},
+                about="an eighth of the programs label some of the others",
+            ),
             Arm(
                 "online_k2",
                 ONLINE | {"label.samples_per_prefix": 2},

@@ -4,10 +4,11 @@
 
 PPO generates 6,400 programs, all in all. `online` has as many and spends half of them on
 completions that label its own failing responses as it goes, and trains on them as rollouts too;
-`online_few` spends an eighth. `restarts` trains on completions made in the same way and pays no label. `perfect` and
-`perfect_half` are the bound: the oracle's labels for nothing, with all of the rollouts or with half
-of them. Whatever makes labels, they can cost no more than what PPO needs beyond these to come as
-far. The last three have four times the programs, where the policy passes more often.
+`online_few` spends an eighth. `restarts` trains on completions made in the same way and pays no
+label. `perfect` and `perfect_half` are the bound: the oracle's labels for nothing, with all of the
+rollouts or with half of them. Whatever makes labels, they can cost no more than what PPO needs
+beyond these to come as far. The last three have four times the programs, where the policy passes
+more often.
 """
 
 from prm_jax.config import ChainsConfig, Config, EvaluateConfig, LabelConfig, ProblemsConfig

@@ -100,6 +100,16 @@ def test_the_prompts_must_fit_the_chooser(capsys, monkeypatch):
     assert "max_prompt_tokens = 9" in said and f"give --max-prompt-tokens {len(HEAD)}" in said
 
 
+def test_a_chooser_that_reads_plans_is_given_plans(capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "Sandbox", no_sandbox)
+    policy, prm = scripted.model(Path("policy")), scripted.model(Path("prm"), prm=True)
+    asking = {"prompts": dataclasses.asdict(PromptsConfig(plan=True)), "max_prompt_tokens": 900,
+              "max_completion_tokens": 9}  # fmt: skip
+    (prm / "prm_jax.json").write_text(json.dumps(asking))
+    said = refusal(capsys, "evaluate", policy, prm=str(prm))
+    assert "prm is not allowed here" in said and "choose a PRM without plans" in said
+
+
 @pytest.mark.parametrize("tool", ["label", "score"])
 def test_programs_beyond_the_positions_of_the_model_are_refused(capsys, monkeypatch, tool):
     monkeypatch.setattr(label, "Sandbox", no_sandbox)

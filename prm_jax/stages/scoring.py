@@ -33,6 +33,11 @@ def open_scorer(
     choice = ModelChoice(path, asking=lengths)
     scorer = open_run(choice, choose_config(choice), run.problems, None, run.log)
     found = find_scalar(scorer, choice)
+    if scorer.config.prompts.plan and not run.config.prompts.plan:
+        raise ConfigError(
+            f"{path} is not allowed here: it scores programs by the plan that they open with, and "
+            "the responses of this model have none (prompts.plan); choose a PRM without plans"
+        )
     longest, limit = max(len(scorer.prompt_ids(p)) for p in problems), scorer.config
     if longest > limit.max_prompt_tokens:
         raise ConfigError(

@@ -7,7 +7,7 @@ completions that label its own failing responses as it goes, and trains on them 
 `online_few` spends an eighth. `restarts` trains on completions made in the same way and pays no
 label. `perfect` and `perfect_half` are the bound: the oracle's labels for nothing, with all of the
 rollouts or with half of them. Whatever makes labels, they can cost no more than what PPO needs
-beyond these to come as far. The last three have four times the programs, where the policy passes
+beyond these to come as far. The last five have four times the programs, where the policy passes
 more often.
 """
 
@@ -19,6 +19,8 @@ ONLINE = {
     "dense.completions": 64,
     "label.samples_per_prefix": 4,
 }
+FEW = ONLINE | {"dense.completions": 16}
+RESTARTS = ONLINE | {"dense.lam_fail": 0.0, "dense.lam_pass": 0.0}
 LONGER = {"ppo.steps": 200}
 
 
@@ -40,7 +42,7 @@ def get_study() -> Study:
             Arm("online", ONLINE, about="half of the programs label the other half, K = 4"),
             Arm(
                 "online_few",
-                ONLINE | {"dense.completions": 16},
+                FEW,
                 about="an eighth of the programs label some of the others",
             ),
             Arm(
@@ -50,7 +52,7 @@ def get_study() -> Study:
             ),
             Arm(
                 "restarts",
-                ONLINE | {"dense.lam_fail": 0.0, "dense.lam_pass": 0.0},
+                RESTARTS,
                 about="such completions as rollouts, and no line rewards",
             ),
             Arm(
@@ -65,6 +67,8 @@ def get_study() -> Study:
             ),
             Arm("ppo_4x", LONGER, measure="rl", about="PPO with four times the programs"),
             Arm("online_4x", ONLINE | LONGER, about="`online` with four times the programs"),
+            Arm("online_few_4x", FEW | LONGER, about="`online_few` with four times the programs"),
+            Arm("restarts_4x", RESTARTS | LONGER, about="`restarts` with four times the programs"),
             Arm(
                 "perfect_4x",
                 {"dense.source": "oracle"} | LONGER,

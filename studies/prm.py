@@ -23,6 +23,7 @@ def get_study() -> Study:
         ),
         seeds=(0, 1, 2),
         baseline="ppo",
+        also_less=("dense",),
         arms=(
             Arm("ppo", measure="rl", about="PPO on unit tests"),
             Arm("dense", about="DenseReward, the PRM as the defaults have it"),

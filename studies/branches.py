@@ -34,6 +34,7 @@ def get_study() -> Study:
         ),
         seeds=(0, 1, 2),
         baseline="ppo",
+        also_less=("dense",),
         ordering=("sft", "ppo", "dense", "perfect"),
         arms=(
             Arm("sft", measure="sft", about="imitates solved problems"),

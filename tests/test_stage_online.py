@@ -24,6 +24,8 @@ from prm_jax.config import (
     MeshConfig,
     ModelConfig,
     PPOConfig,
+    PRMConfig,
+    PromptsConfig,
 )
 from prm_jax.metrics import MetricsLog
 from prm_jax.model.heads import PolicyModel, ScalarModel
@@ -121,10 +123,10 @@ class Scripted:
         return [[(ids, np.full(len(ids), -0.25, np.float32)) for ids in row] for row in rows]
 
 
-def extended(monkeypatch, texts, right=lambda program: program.endswith(RIGHT), **settings):
+def extended(monkeypatch, texts, **settings):
     """What comes of a step with these responses, and what the completer was asked."""
     monkeypatch.setattr(online, "PrefixCompleter", Scripted)
-    run = run_of(config(**settings), right)
+    run = run_of(config(**settings), lambda program: program.endswith(RIGHT))
     rows = [TOKENIZER.response(text) for text in texts]
     tokens = np.zeros((len(rows), WIDTH + ROOM), np.int32)
     valid = np.zeros(tokens.shape, bool)
@@ -269,7 +271,7 @@ def trained(
 ) -> list[dict]:
     """Runs stage rl_prm in a folder from an untrained policy; the metrics of its steps.
 
-    Killed after some steps, if asked for, and started again.
+    Killed once so many programs were asked about, if so, and started again.
     """
     config = dataclasses.replace(config, model=MODEL)
     folder.mkdir(exist_ok=True)
@@ -405,6 +407,9 @@ def test_the_baseline_is_never_labelled(monkeypatch):
         ("dense.completions = 1 .* label.wave = 2", {"dense": {"completions": 1}}),
         ("dense.form = 'good_prefix' .* choose 'value' or 'min'", {
             "dense": {"form": "good_prefix"}}),
+        ("dense.form = 'plan' .* choose 'value' or 'min'", {
+            "dense": {"form": "plan"}, "prompts": PromptsConfig(plan=True),
+            "prm": PRMConfig(loss_on="all")}),
         ("dense.form = 'progress' .* choose 'value' or 'min'", {"dense": {"form": "progress"}}),
         ("value_init = True .* set it to False", {"value_init": True}),
         ("ppo.critic_warmup_steps = 2 .* set it to 0", {"ppo": {"critic_warmup_steps": 2}}),

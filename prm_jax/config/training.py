@@ -146,11 +146,11 @@ class DenseConfig(Section):
     enabled: bool = True
     """DenseReward on or off."""
     source: Literal["prm", "oracle", "labels"] = "prm"
-    """Who scores the lines. prm: the PRM. labels: no PRM and no stage before (--stages
-    sft,rl_prm,evaluate,report), but labels of the step's own failing responses, by the policy that
-    wrote them; its completions train it as well. Of `label` it reads samples_per_prefix, wave,
-    settle, search and neutral_comments. oracle: the exact one of the built-in problems, a ceiling
-    for comparisons and no method, since it knows the solution."""
+    """Who scores the lines. prm: the PRM. labels: no PRM, so that stages label and prm can be left
+    out (--stages), but labels of the step's own failing responses, by the policy that wrote them;
+    its completions train it as well. Of `label` it reads samples_per_prefix, wave, settle, search
+    and neutral_comments. oracle: the exact one of the built-in problems, a ceiling for comparisons
+    and no method, since it knows the solution."""
     completions: int = 64
     """With source `labels`: at most so many of the ppo.rollouts of a step are completions of its
     failing responses, and places that they leave stay empty; the rest are whole responses."""

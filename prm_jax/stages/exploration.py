@@ -50,8 +50,7 @@ class Exploration:
 
     def programs(self) -> int:
         """How many were asked for in the whole stage, once the file is closed."""
-        steps = hosts.first(lambda: [len(json.loads(x)["asked"]) for x in _lines(self._path)])
-        return sum(steps)
+        return hosts.first(lambda: sum(len(json.loads(x)["asked"]) for x in _lines(self._path)))
 
     def counts(self, n_problems: int) -> dict[str, int]:
         """What came of the whole stage, once the file is closed; there are `n_problems`."""

@@ -3,18 +3,14 @@
     python -m prm_jax.study --study studies/prm.py
 
 Every arm trains another PRM on one set of responses, half of those of studies/default.py, which is
-what configs/tiny.py has; `whole_waves`, `rates`, `commented` and the last four have labels of their
-own. PRMs are held against the exact oracle on responses to problems that they never saw, and as judges
+what configs/tiny.py has; `whole_waves`, `rates` and `commented` have labels of their own.
+PRMs are held against the exact oracle on responses to problems that they never saw, and as judges
 of the same whole programs, an outcome model among them. Where the choice changes what is rewarded,
-the PRM pays a policy as well. `ppo_same_programs` is what `dense` competes with where programs are what
-is paid for: PPO with as many as the baseline, the labels and DenseReward take together.
+the PRM pays a policy as well.
 """
 
 from prm_jax.config import ChainsConfig, Config, EvaluateConfig, ProblemsConfig
 from prm_jax.study import Arm, Study
-
-# `dense` takes 136,099 programs (results/prm.md), its own 6,400 rollouts among them.
-STEPS_OF_AS_MANY_PROGRAMS = 1_064
 
 
 def get_study() -> Study:
@@ -28,15 +24,8 @@ def get_study() -> Study:
         seeds=(0, 1, 2),
         baseline="ppo",
         also_less=("dense",),
-        greedy=True,
         arms=(
             Arm("ppo", measure="rl", about="PPO on unit tests"),
-            Arm(
-                "ppo_same_programs",
-                {"ppo.steps": STEPS_OF_AS_MANY_PROGRAMS},
-                measure="rl",
-                about="PPO with all programs that DenseReward takes, labels included",
-            ),
             Arm("dense", about="DenseReward, the PRM as the defaults have it"),
             Arm("all_lines", {"prm.loss_on": "all"}, about="the loss on all lines (paper)"),
             Arm(
@@ -85,22 +74,6 @@ def get_study() -> Study:
                 "commented",
                 {"label.neutral_comments": False},
                 about="comments labelled as any other line",
-            ),
-            Arm("k4", {"label.samples_per_prefix": 4}, about="labels of 4 completions, not 8"),
-            Arm(
-                "author_completes",
-                {"label.completer": "policy"},
-                about="whoever wrote a response completes its prefixes (paper)",
-            ),
-            Arm(
-                "cooler",
-                {"label.temperature": 0.6},
-                about="responses and completions for labels at temperature 0.6, not 1",
-            ),
-            Arm(
-                "k20",
-                {"label.samples_per_prefix": 20},
-                about="labels of 20 completions (paper)",
             ),
         ),
         about="One choice of the PRM changed.",

@@ -5,7 +5,9 @@
 `dense` is DenseReward as the defaults have it, with 8,000 labelled responses; `ppo_same_programs`
 is PPO with all programs that it takes, those of the baseline and of the labels included. The next
 four label with fewer or more completions, at another temperature, or by another completer; each
-trains its own PRM, which pays a policy.
+trains its own PRM, which pays a policy. In the last ones the PRM learns while RL runs, from
+completions that are some of the rollouts: on top of the labels of `dense`, or (`at_once`) from
+nothing, with as many programs as `ppo`, or as `ppo_4x`.
 """
 
 from prm_jax.config import ChainsConfig, Config, EvaluateConfig, ProblemsConfig
@@ -13,6 +15,9 @@ from prm_jax.study import Arm, Study
 
 # `dense` took 136,099 programs in studies/prm.py, its own 6,400 rollouts among them.
 STEPS_OF_AS_MANY_PROGRAMS = 1_064
+LONGER = {"ppo.steps": 200}
+LEARNS = {"dense.prm_updates": 4, "label.samples_per_prefix": 4}
+AT_ONCE = LEARNS | {"dense.source": "labels", "dense.completions": 64}
 
 
 def get_study() -> Study:
@@ -52,6 +57,34 @@ def get_study() -> Study:
                 "k20",
                 {"label.samples_per_prefix": 20},
                 about="labels of 20 completions (paper)",
+            ),
+            Arm(
+                "prm_learns",
+                LEARNS | {"dense.completions": 16},
+                shares="dense",
+                about="DenseReward; an eighth of the rollouts label others, and the PRM learns",
+            ),
+            Arm(
+                "prm_learns_half",
+                LEARNS | {"dense.completions": 64},
+                shares="dense",
+                about="the same with half of the rollouts",
+            ),
+            Arm(
+                "at_once",
+                AT_ONCE,
+                about="policy, critic and PRM at once: half of the programs label the other half",
+            ),
+            Arm("ppo_4x", LONGER, measure="rl", about="PPO with four times the programs"),
+            Arm("at_once_4x", AT_ONCE | LONGER, about="`at_once` with four times the programs"),
+            Arm(
+                "dense_4x", LONGER, shares="dense", about="DenseReward with four times the rollouts"
+            ),
+            Arm(
+                "prm_learns_4x",
+                LEARNS | LONGER | {"dense.completions": 16},
+                shares="dense",
+                about="`prm_learns` with four times the rollouts",
             ),
         ),
         about="What labels take, and what it brings.",

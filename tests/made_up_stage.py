@@ -13,7 +13,7 @@ from prm_jax.problems.chains.generator import Chain
 from prm_jax.problems.chains.operations import Step
 from prm_jax.rl.lines import split_lines
 from prm_jax.sharding import make_mesh
-from prm_jax.stages.label import LabelledResponse
+from prm_jax.stages.labelled import LabelledResponse
 from prm_jax.types import CallTests, LineKind, PrefixLabels, Problem
 
 TOKENIZER = Characters()

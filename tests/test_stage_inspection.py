@@ -14,10 +14,11 @@ from prm_jax.config import Config, EvaluateConfig, ModelConfig
 from prm_jax.model.heads import ScalarModel
 from prm_jax.model.score import state_values
 from prm_jax.rl.lines import step_ends
+from prm_jax.rl.statistics import value_error
 from prm_jax.sharding import init_params
 from prm_jax.stages import inspection as stage
 from prm_jax.stages.attempts import Attempt
-from prm_jax.stages.inspection import COMPLETIONS, RESPONSES, Inspection
+from prm_jax.stages.inspection import COMPLETIONS, RESPONSES, Inspection, against_completions
 from prm_jax.stages.prm import scalars_at
 from prm_jax.types import Problem
 
@@ -120,6 +121,66 @@ def test_the_lowest_score_and_the_last_can_choose_otherwise(monkeypatch, tmp_pat
     # Its lowest score is above those of the six without a step and below that of b.
     assert found["auc_passed"] == pytest.approx(6 / 7)
     assert found["mean_score"] == {"passing": pytest.approx(0.0), "failing": pytest.approx(0.15)}
+
+
+def test_a_prm_that_learned_beside_the_policy_judges_as_it_was_then(monkeypatch, tmp_path):
+    texts = {"p": ["pass"] * RESPONSES, "q": ["no"] * RESPONSES}
+
+    def scores(run, params, problems, responses):
+        kind, step = params
+        assert kind == "rl_prm/prm" and len(problems) == len(responses) == 2 * RESPONSES
+        return [np.array([step / 10])] * len(responses)
+
+    found = inspected(monkeypatch, tmp_path, texts, scores).prm("rl_prm", None)
+    assert {step: row["mean_score"]["passing"] for step, row in found.items()} == {
+        "2": 0.2, "4": 0.4,
+    }  # fmt: skip
+
+
+def test_a_prm_is_held_against_many_completions_of_each_prefix(monkeypatch, tmp_path):
+    """Of a response by each checkpoint, where a step ends and something can follow."""
+    texts = {"p": [LINES] * RESPONSES, "q": ["# says\n" + LINES] * RESPONSES}
+    seen = []
+
+    def scores(run, params, problems, responses):
+        assert params == "prm" and [p.task_id for p in problems] == ["p", "q"]
+        seen.extend(ends.tolist() for _, ends in responses)
+        return [np.array([1.0, -1.0]), np.array([-1.0, 1.0])]
+
+    found = inspected(monkeypatch, tmp_path, texts, scores).calibration("prm")
+    (first, _, one, of_p, _), (second, _, two, of_q, _), (whole, _, name, tasks, starts) = (
+        Sampling.asked
+    )
+    assert (first, second, whole) == (("rl/policy", 2), ("rl/policy", 4), ("rl/policy", 4))
+    assert (one, two, name) == ("prm/respond/2", "prm/respond/4", "prm/complete")
+    assert (of_p, of_q, tasks) == (["p"], ["q"], ["p", "p", "q", "q"])
+    # The comment is no step to judge, and nothing can follow the last one.
+    assert seen == [[1, 2], [7, 8]]
+    assert [len(start.prefix) for start in starts] == [2, 3, 8, 9]
+    # As many of 16 pass as the prefix has tokens: one saves each of them.
+    assert (found["prefixes"], found["completions"], found["saved"]) == (4, COMPLETIONS, 1.0)
+    assert found["pass_rate"] == pytest.approx((2 + 3 + 8 + 9) / 64)
+    assert found["ece"] == pytest.approx(0.5)  # two of four are called lost
+    bins = {(row["low"], row["n"], row["success"]) for row in found["calibration"] if row["n"]}
+    assert bins == {(0.0, 2, 1.0), (0.9, 2, 1.0)}
+
+
+def test_prefixes_behind_the_first_lost_one_are_left_out():
+    def passes(*counts):
+        return np.arange(4) < np.array(counts)[:, None]
+
+    found = against_completions(
+        [np.array([0.5, -0.5, 0.9]), np.array([0.25]), np.zeros(0)],
+        [passes(2, 0, 4), passes(4), np.zeros((0, 4), bool)],
+    )
+    assert (found["prefixes"], found["saved"], found["pass_rate"]) == (3, 2 / 3, 6 / 12)
+    # p = .75, .25 and .625, each in a bin of its own.
+    assert found["ece"] == pytest.approx((0.25 + 0.25 + 0.375) / 3)
+    error = value_error(np.array([0.5, -0.5, 0.25]), passes(2, 0, 4))
+    assert found["correlation"] == pytest.approx(error.correlation)
+    none = against_completions([np.zeros(0)], [np.zeros((0, 4), bool)])
+    assert none["prefixes"] == 0
+    assert all(none[name] is None for name in ("saved", "pass_rate", "correlation", "ece"))
 
 
 def test_the_oracle_says_where_the_errors_are(monkeypatch, tmp_path):

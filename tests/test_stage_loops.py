@@ -28,7 +28,7 @@ from prm_jax.stages import rl as rl_stage
 from prm_jax.stages import rollouts as rollouts_room
 from prm_jax.stages import sft as sft_stage
 from prm_jax.stages import supervised
-from prm_jax.stages.label import LabelledResponse
+from prm_jax.stages.labelled import LabelledResponse
 from prm_jax.stages.run import Run
 from prm_jax.types import CallTests, LineKind, PrefixLabels, Problem, Samples, Verdict
 

@@ -3,102 +3,39 @@
 import dataclasses
 import itertools
 import json
-import random
-import threading
-from concurrent.futures import Future
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from characters import Completions
-from made_up_stage import ONE, RIGHT, TOKENIZER, WRONG_2, WRONG_3, problem
-
-from prm_jax.checkpoint import Checkpoints
-from prm_jax.config import (
-    Config,
-    ConfigError,
-    DenseConfig,
-    LabelConfig,
-    MeshConfig,
-    ModelConfig,
-    PPOConfig,
-    PRMConfig,
-    PromptsConfig,
+from made_up_online import (
+    POLICY,
+    PROBLEM,
+    REAL,
+    ROOM,
+    WIDTH,
+    config,
+    run_of,
+    some_pass,
+    trained,
 )
-from prm_jax.metrics import MetricsLog
-from prm_jax.model.heads import PolicyModel, ScalarModel
+from made_up_stage import ONE, RIGHT, TOKENIZER, WRONG_2, WRONG_3
+
+from prm_jax.config import ConfigError, MeshConfig, PRMConfig, PromptsConfig
 from prm_jax.model.score import token_logps
 from prm_jax.rl.rewards import token_rewards
-from prm_jax.sharding import init_params, make_mesh
+from prm_jax.sharding import make_mesh
 from prm_jax.stages import online, truth
 from prm_jax.stages.online import OnlineLabels
 from prm_jax.stages.rl import rl, rl_prm
 from prm_jax.stages.rollouts import Rollouts
-from prm_jax.stages.run import Run
-from prm_jax.types import Samples, Verdict
+from prm_jax.types import Samples
 
-WIDTH, ROOM = 8, 64
-PROBLEM = problem("p", "append 3")
 GOES_ON = {  # what the scripted policy writes after a prefix: its first and its second sample
     "    b = a + [3]\n": (RIGHT.split("\n", 1)[1], "    return b"),
     "    b = a + [3]\n    c = b * 2\n": ("    return c", "    return c + [5]"),
     "    b = a + [3]\n    c = b * 3\n": ("    return c", "    return c + [5]"),
 }
-
-
-def config(**fields) -> Config:
-    dense = {"source": "labels", "completions": 8} | fields.pop("dense", {})
-    label = {"samples_per_prefix": 2, "wave": 2, "search": "binary"} | fields.pop("label", {})
-    ppo = {"rollouts": 11, "minibatches": 1, "steps": 4, "checkpoint_every": 1, "temperature": 0.7}
-    return Config(
-        **{
-            "value_init": False,
-            "max_prompt_tokens": WIDTH,
-            "max_completion_tokens": ROOM,
-            "dense": DenseConfig(**dense),
-            "label": LabelConfig(**{"checkpoints": 1} | label),
-            "ppo": PPOConfig(**ppo | fields.pop("ppo", {})),
-        }
-        | fields
-    )
-
-
-class Sandbox:
-    """Passes what `right` says, some time later and in any order."""
-
-    def __init__(self, right, late: bool = False):
-        self.asked: list[str] = []
-        self._right, self._late = right, late
-
-    def submit(self, program, tests, limits) -> Future:
-        self.asked.append(program)
-        future: Future = Future()
-        verdict = Verdict("passed" if self._right(program) else "failed", 0, 1)
-        if self._late:
-            threading.Timer(random.random() / 50, future.set_result, (verdict,)).start()
-        else:
-            future.set_result(verdict)
-        return future
-
-
-def run_of(config: Config, right, workdir=None, late=False, **parts) -> Run:
-    return Run(
-        **{
-            "config": config,
-            "workdir": workdir,
-            "mesh": ONE,
-            "tokenizer": TOKENIZER,
-            "prompts": Completions(),
-            "problems": SimpleNamespace(train=[PROBLEM], asked={}),
-            "sandbox": Sandbox(right, late),
-            "log": None,
-            "policy": None,
-            "scalar": None,
-        }
-        | parts
-    )
 
 
 class Scripted:
@@ -123,7 +60,7 @@ class Scripted:
         return [[(ids, np.full(len(ids), -0.25, np.float32)) for ids in row] for row in rows]
 
 
-def extended(monkeypatch, texts, **settings):
+def extended(monkeypatch, folder, texts, **settings):
     """What comes of a step with these responses, and what the completer was asked."""
     monkeypatch.setattr(online, "PrefixCompleter", Scripted)
     run = run_of(config(**settings), lambda program: program.endswith(RIGHT))
@@ -140,7 +77,8 @@ def extended(monkeypatch, texts, **settings):
     passed = np.array([text == RIGHT for text in texts], np.float32)
     labels = OnlineLabels(run, WIDTH)
     problems = [PROBLEM] * len(rows)
-    found = labels.extend("policy", 3, problems, rows, samples, passed, 2 * passed)
+    with labels.open(folder, 3):
+        found = labels.extend("policy", 3, problems, rows, samples, passed, 2 * passed)
     return found, labels._completer.calls  # type: ignore[attr-defined]
 
 
@@ -153,8 +91,8 @@ def scores_at_steps(found, row: int) -> list[float]:
     return scores[WIDTH + np.array(ends, int)].tolist()
 
 
-def test_failing_responses_are_labelled_and_what_labelled_them_is_trained_on(monkeypatch):
-    found, calls = extended(monkeypatch, [RIGHT, WRONG_2, WRONG_3])
+def test_failing_responses_are_labelled_and_what_labelled_them_is_trained_on(monkeypatch, tmp_path):
+    found, calls = extended(monkeypatch, tmp_path, [RIGHT, WRONG_2, WRONG_3])
     # One search at a time: 8 completions last four rounds of two.
     first, second = "    b = a + [3]\n", "    b = a + [3]\n    c = b * 3\n"
     assert calls == [[first], [second], [first], [second.replace("3\n", "2\n")]]
@@ -186,8 +124,8 @@ def test_failing_responses_are_labelled_and_what_labelled_them_is_trained_on(mon
     ).all()
 
 
-def test_a_completion_is_paid_for_the_lines_that_it_wrote(monkeypatch):
-    found, _ = extended(monkeypatch, [RIGHT, WRONG_2, WRONG_3])
+def test_a_completion_is_paid_for_the_lines_that_it_wrote(monkeypatch, tmp_path):
+    found, _ = extended(monkeypatch, tmp_path, [RIGHT, WRONG_2, WRONG_3])
     mask = found.samples.completion_mask
     scores, zeros = jnp.asarray(found.scores), jnp.zeros(mask.shape)
     rewards, metrics = token_rewards(
@@ -205,9 +143,13 @@ def test_a_completion_is_paid_for_the_lines_that_it_wrote(monkeypatch):
     assert not rewards[4].any()
 
 
-def test_a_search_that_runs_out_of_completions_leaves_no_label(monkeypatch):
+def test_a_search_that_runs_out_of_completions_leaves_no_label(monkeypatch, tmp_path):
     found, calls = extended(
-        monkeypatch, [RIGHT, WRONG_2, WRONG_3], dense={"completions": 7}, ppo={"rollouts": 10}
+        monkeypatch,
+        tmp_path,
+        [RIGHT, WRONG_2, WRONG_3],
+        dense={"completions": 7},
+        ppo={"rollouts": 10},
     )
     assert len(calls) == 3  # a wave of two does not fit the last one
     assert [scores_at_steps(found, row) for row in range(3)] == [[1, 1, 1], [1, -1, -1], [0, 0, 0]]
@@ -223,17 +165,17 @@ def test_a_search_that_runs_out_of_completions_leaves_no_label(monkeypatch):
     assert asked == ["p"] * 9 and len(solved) == found.passed.sum() == 3
 
 
-def test_of_the_samples_of_a_prompt_the_first_are_searched_first(monkeypatch):
+def test_of_the_samples_of_a_prompt_the_first_are_searched_first(monkeypatch, tmp_path):
     found, calls = extended(
-        monkeypatch, [WRONG_2, WRONG_3, WRONG_2, RIGHT], dense={"completions": 8},
+        monkeypatch, tmp_path, [WRONG_2, WRONG_3, WRONG_2, RIGHT], dense={"completions": 8},
         ppo={"rollouts": 12, "samples_per_prompt": 2},
     )  # fmt: skip
     assert len(calls) == 4
     assert [bool(found.scores[row].any()) for row in range(4)] == [True, False, True, True]
 
 
-def test_without_failures_nothing_is_searched(monkeypatch):
-    found, calls = extended(monkeypatch, [RIGHT, RIGHT, RIGHT])
+def test_without_failures_nothing_is_searched(monkeypatch, tmp_path):
+    found, calls = extended(monkeypatch, tmp_path, [RIGHT, RIGHT, RIGHT])
     assert calls == [] and found.metrics == {
         "labels/responses": 0, "labels/completions": 0, "labels/completions_passed": 0,
     }  # fmt: skip
@@ -241,70 +183,19 @@ def test_without_failures_nothing_is_searched(monkeypatch):
     assert len(found.problems) == len(found.completions) == len(found.passed) == 11
 
 
-def test_what_cannot_be_gone_on_with_is_labelled_for_nothing(monkeypatch):
-    found, calls = extended(monkeypatch, ["    return a", RIGHT, RIGHT])
+def test_what_cannot_be_gone_on_with_is_labelled_for_nothing(monkeypatch, tmp_path):
+    found, calls = extended(monkeypatch, tmp_path, ["    return a", RIGHT, RIGHT])
     assert calls == [] and scores_at_steps(found, 0) == [-1]
     assert found.metrics["labels/responses"] == 1
 
 
-def test_prefixes_that_have_no_room_are_not_searched(monkeypatch):
+def test_prefixes_that_have_no_room_are_not_searched(monkeypatch, tmp_path):
     monkeypatch.setattr(type(TOKENIZER), "prefix_ids", lambda self, ids, n: [5] * ROOM)
-    found, calls = extended(monkeypatch, [RIGHT, WRONG_2, WRONG_3])
+    found, calls = extended(monkeypatch, tmp_path, [RIGHT, WRONG_2, WRONG_3])
     assert calls == [] and not found.scores[1:].any()
 
 
 # ---------------------------------------------------------------------------------- a real policy
-
-
-MODEL = ModelConfig(layers=1, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=24)
-POLICY = PolicyModel(MODEL, TOKENIZER.vocab_size, TOKENIZER.pad_id)
-SCALAR = ScalarModel(MODEL, TOKENIZER.vocab_size)
-REAL = {"max_completion_tokens": 16, "decode_rows": 8, "label": {"search": "cheapest"}}
-
-
-def some_pass(program: str) -> bool:
-    return sum(program.encode()) % 3 == 0
-
-
-def trained(
-    folder, config: Config, stop_after: int = 0, late: bool = False, mesh=ONE
-) -> list[dict]:
-    """Runs stage rl_prm in a folder from an untrained policy; the metrics of its steps.
-
-    Killed once so many programs were asked about, if so, and started again.
-    """
-    config = dataclasses.replace(config, model=MODEL)
-    folder.mkdir(exist_ok=True)
-    with jax.set_mesh(mesh):
-        params = init_params(POLICY, mesh, jax.random.key(0))
-        with Checkpoints(folder / "sft/policy") as checkpoints:
-            checkpoints.save(1, params)
-        problems = SimpleNamespace(train=[problem(f"p{i}", "?" * (i + 1)) for i in range(4)])
-
-        def run_stage(stop_after: int) -> None:
-            with MetricsLog(folder) as log:
-                run = run_of(
-                    config, some_pass, folder, late,
-                    problems=problems, policy=POLICY, scalar=SCALAR, log=log, mesh=mesh,
-                )  # fmt: skip
-                if stop_after:
-                    judged = run.judge_here
-
-                    def judge_here(problem, program):
-                        done = len(run.sandbox.asked)  # type: ignore[union-attr]
-                        if done >= stop_after:
-                            raise KeyboardInterrupt
-                        return judged(problem, program)
-
-                    object.__setattr__(run, "judge_here", judge_here)
-                rl_prm(run)
-
-        if stop_after:
-            with pytest.raises(KeyboardInterrupt):
-                run_stage(stop_after)
-        run_stage(0)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time")} for row in rows]
 
 
 SETTINGS = config(**REAL, ppo={"rollouts": 24, "steps": 3}, dense={"completions": 16})

@@ -23,7 +23,7 @@ from prm_jax.config import (
     PRMConfig,
 )
 from prm_jax.stages import prm as prm_stage
-from prm_jax.stages.label import Candidate, read_candidates
+from prm_jax.stages.labelled import Candidate, read_candidates
 
 
 def test_a_batch_of_the_prm_has_each_label_at_the_token_that_ends_its_step():
@@ -39,7 +39,7 @@ def test_a_batch_of_the_prm_has_each_label_at_the_token_that_ends_its_step():
     }
     for loss_on, items in wanted.items():
         run = run_with(Config(prm=PRMConfig(loss_on=loss_on)))
-        batch = prm_stage._batch(run, [TOKENIZER.encode(p) for p in prompts], responses)
+        batch = prm_stage.label_batch(run, [TOKENIZER.encode(p) for p in prompts], responses)
         tokens, mask = np.asarray(batch.tokens), np.asarray(batch.weights) > 0
         found = [
             ("$" if t == TOKENIZER.eos_id else TOKENIZER.decode([t])) + "-0+"[int(label) + 1]
@@ -64,7 +64,7 @@ def test_a_batch_of_the_prm_may_hold_rates_or_outcomes():
         (PRMConfig(loss_on="outcome"), [-1, 1], [1, 1]),
     ):
         run = run_with(Config(prm=config, label=LabelConfig(wave=8, search="binary")))
-        batch = prm_stage._batch(run, [TOKENIZER.encode("?")] * 2, responses)
+        batch = prm_stage.label_batch(run, [TOKENIZER.encode("?")] * 2, responses)
         mask = np.asarray(batch.weights) > 0
         assert np.asarray(batch.labels)[mask].tolist() == pytest.approx(wanted)
         assert np.asarray(batch.weights)[mask].tolist() == weights

@@ -129,11 +129,12 @@ class Config(Section):
 
     def _labels_online(self) -> None:
         whole, ppo = self.whole_responses, self.ppo
+        asked, from_labels = self.dense.labels_for, self.dense.source == "labels"
         if whole < 1 or whole % ppo.samples_per_prompt:
             raise ConfigError(
-                f"dense.completions = {self.dense.completions} is not allowed with dense.source = "
-                f"'labels': of ppo.rollouts = {ppo.rollouts} programs a step it must leave some, a "
-                f"multiple of ppo.samples_per_prompt = {ppo.samples_per_prompt}, as whole responses"
+                f"dense.completions = {self.dense.completions} is not allowed with dense.{asked}: "
+                f"of ppo.rollouts = {ppo.rollouts} programs a step it must leave some, a multiple "
+                f"of ppo.samples_per_prompt = {ppo.samples_per_prompt}, as whole responses"
             )
         if self.dense.completions < self.label.wave:
             raise ConfigError(
@@ -142,19 +143,24 @@ class Config(Section):
             )
         if self.dense.form not in ("value", "min"):
             raise ConfigError(
-                f"dense.form = {self.dense.form!r} is not allowed with dense.source = 'labels': it "
-                "compares lines with others that may have no label, or that are given to a "
-                "completion; choose 'value' or 'min'"
+                f"dense.form = {self.dense.form!r} is not allowed with dense.{asked}: it compares "
+                "lines with others that may have no label, or that are given to a completion; "
+                "choose 'value' or 'min'"
             )
         for name, value, allowed, why in (
-            ("value_init", self.value_init, False, "no PRM is made for the critic to start from"),
+            (
+                "value_init",
+                self.value_init and from_labels,
+                False,
+                "no PRM is made for the critic to start from",
+            ),
             ("ppo.critic_warmup_steps", ppo.critic_warmup_steps, 0, "no critic is warmed up"),
             ("ppo.advantage", ppo.advantage, "gae", "completions form no groups"),
         ):
             if value != allowed:
                 raise ConfigError(
-                    f"{name} = {value!r} is not allowed with dense.source = 'labels', where {why}: "
-                    f"set it to {allowed!r}"
+                    f"{name} = {value!r} is not allowed with dense.{asked}, where {why}: set it to "
+                    f"{allowed!r}"
                 )
 
     def _label_for_rates(self) -> None:

@@ -152,8 +152,15 @@ class DenseConfig(Section):
     and neutral_comments. oracle: the exact one of the built-in problems, a ceiling for comparisons
     and no method, since it knows the solution."""
     completions: int = 64
-    """With source `labels`: at most so many of the ppo.rollouts of a step are completions of its
-    failing responses, and places that they leave stay empty; the rest are whole responses."""
+    """Where rollouts are labelled (source `labels`, or prm_updates): at most so many of the
+    ppo.rollouts of a step are completions of its failing responses, and places that they leave stay
+    empty; the rest are whole responses."""
+    prm_updates: int = 0
+    """Above 0, a PRM learns from labels of the policy's own responses as RL goes on, by so many
+    optimizer steps before each of PPO's, and scores the lines of all of them. With source `prm` it
+    begins as stage `prm` left it, and half of each batch are responses of that stage; with `labels`
+    as a fresh head on the SFT policy, of these labels alone. Of `prm` it reads all but steps and
+    repairs."""
     form: Literal["value", "progress", "min", "good_prefix", "plan"] = "value"
     """value: lam R / (lines), the paper's. progress: lam (R - R of the line before). min: lam R of
     the worst line, nearly. good_prefix: lam where the lines before the first error end. plan: lam R
@@ -186,6 +193,12 @@ class DenseConfig(Section):
             "plan", self.plan or self.form != "plan", "true with dense.form = 'plan', which pays it"
         )
         self._positive("tau", "completions")
+        self._not_negative("prm_updates")
+        self._require(
+            "prm_updates",
+            not self.prm_updates or self.source != "oracle",
+            "0 with dense.source = 'oracle', which scores the lines itself",
+        )
         self._require("error_threshold", -1 < self.error_threshold <= 1, "above -1 and at most 1")
         if self.advantage_of_failing() >= 1 and not self.allow_rank_inversion:
             raise ConfigError(
@@ -198,7 +211,13 @@ class DenseConfig(Section):
     @property
     def labels_online(self) -> bool:
         """Whether stage `rl_prm` labels its own rollouts."""
-        return self.enabled and self.source == "labels"
+        return self.enabled and (self.source == "labels" or self.prm_updates > 0)
+
+    @property
+    def labels_for(self) -> str:
+        """The setting that makes stage `rl_prm` label its own rollouts, as messages name it."""
+        labels = self.source == "labels"
+        return "source = 'labels'" if labels else f"prm_updates = {self.prm_updates}"
 
     def advantage_of_failing(self, max_lines: int = 1) -> float:
         """The most that dense rewards can bring a failing program up against a passing one.

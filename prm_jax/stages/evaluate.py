@@ -17,7 +17,7 @@ from prm_jax.rl.statistics import bootstrap_interval, pass_at_k
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.inspection import Inspection
 from prm_jax.stages.journal import Journal
-from prm_jax.stages.label import LabelledResponse, read_labels
+from prm_jax.stages.labelled import LabelledResponse, read_labels
 from prm_jax.stages.plans import plan_sampling, plan_variance
 from prm_jax.stages.prm import step_scores
 from prm_jax.stages.run import Run, Stream, write_atomically, write_json_lines
@@ -39,6 +39,7 @@ def evaluate(run: Run) -> None:
     plans: dict[str, dict[str, float | int | None]] = {}
     critics: dict[str, dict[str, float | int | None]] = {}
     as_critic: dict[str, float | int | None] = {}
+    by_completions: dict[str, Any] = {}
     drift: dict[str, dict[str, Any]] = {}
     config = run.config.evaluate
     # One for all arms: it is compiled once, and what one arm wrote is not run again for another.
@@ -63,6 +64,7 @@ def evaluate(run: Run) -> None:
                 plans[arm] = plan_variance(run, of_plans, params, problems, journal, arm)
         if config.inspect and len(run.problems.validation) > 1:
             inspection = Inspection(run, memo, journal)
+            learned = hosts.first((run.workdir / "rl_prm/prm").exists)
             for arm in arms:
                 if hosts.first((run.workdir / arm / "critic").exists):
                     params = run.restore(f"{arm}/critic", run.scalar)
@@ -70,8 +72,12 @@ def evaluate(run: Run) -> None:
             if run.done("prm") is not None:
                 prm_params = run.restore("prm/model", run.scalar)
                 as_critic = inspection.critic("sft", prm_params)
-                if "rl_prm" in arms:
+                if "rl" in arms:
+                    by_completions = inspection.calibration(prm_params)
+                if "rl_prm" in arms and not learned:
                     drift = inspection.prm("rl_prm", prm_params)
+            if "rl_prm" in arms and learned:
+                drift = inspection.prm("rl_prm", None)
 
     results: dict[str, Any] = {
         "schema": 1,
@@ -113,9 +119,11 @@ def evaluate(run: Run) -> None:
         results["prm"] = prm["quality"] | {"style": prm.get("style", {})}
         if as_critic:
             results["prm"]["as_critic"] = as_critic
-        if drift:
-            results["prm"]["by_step_of_rl_prm"] = drift
+        if by_completions:
+            results["prm"]["by_completions"] = by_completions
         _write_scored(run, sets[main], {arm: found[arm][main] for arm in arms})
+    if drift:
+        results.setdefault("prm", {})["by_step_of_rl_prm"] = drift
     write_atomically(run.workdir / "results.json", json.dumps(results, indent=2))
     run.finish("evaluate", {"arms": arms})
 

@@ -1,8 +1,9 @@
 """PRM and critics held against what the trained policies do, on validation problems.
 
 A PRM learns from the baseline's responses, and `rl_prm` moves away from them: its scores are
-compared with outcomes at each checkpoint that PPO left. A critic says what is still to come: it is
-compared with the mean outcome of completions from the same prefix.
+compared with outcomes at each checkpoint that PPO left. On the baseline's own responses they are
+compared with many completions of each prefix, where labels had few. A critic says what is still to
+come: it is compared with the mean outcome of completions from the same prefix.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.prm import (
     NO_STEP,
+    calibration_rows,
     or_none,
     quality_of,
     reranking,
@@ -26,7 +28,7 @@ from prm_jax.stages.prm import (
 )
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.truth import true_labels
-from prm_jax.types import Problem
+from prm_jax.types import LineKind, Problem
 
 RESPONSES = 8  # to each problem, from each checkpoint
 COMPLETIONS = 16  # of each prefix
@@ -45,8 +47,10 @@ class Inspection:
             for samples in (RESPONSES, COMPLETIONS)
         )
 
-    def prm(self, arm: str, params: Any) -> dict[str, dict[str, Any]]:
+    def prm(self, arm: str, params: Any | None) -> dict[str, dict[str, Any]]:
         """What the PRM says of each checkpoint of an arm's policy, by step.
+
+        Without `params` it is the PRM that learned beside that policy, as it was at that step.
 
         `pass_rate` of `RESPONSES` to each problem; `best_of_n`: the share of problems solved where
         the PRM picks one of them, by its last score or its lowest; `auc_passed`: the chance that a
@@ -60,9 +64,15 @@ class Inspection:
         by_step = [[a for row in self._responses(arm, step) for a in row] for step in steps]
         attempts = [attempt for some in by_step for attempt in some]
         responses = [(a.ids, step_ends(run.lines(a.ids))[0]) for a in attempts]
-        # All at once: what scores them is compiled once.
-        scores = step_scores(run, params, asked * len(steps), responses)
         n = len(asked)
+        if params is None:
+            scores = []
+            for i, step in enumerate(steps):
+                learned = run.restore(f"{arm}/prm", run.scalar, step)
+                scores += step_scores(run, learned, asked, responses[i * n : (i + 1) * n])
+        else:
+            # All at once: what scores them is compiled once.
+            scores = step_scores(run, params, asked * len(steps), responses)
         return {
             str(step): _judged(run, asked, some, scores[i * n : (i + 1) * n])
             for i, (step, some) in enumerate(zip(steps, by_step, strict=True))
@@ -101,12 +111,72 @@ class Inspection:
             "rmse_of_mean": or_none(error.rmse_of_mean),
         }
 
+    def calibration(self, params: Any) -> dict[str, Any]:
+        """The PRM's scores of prefixes against many completions of each (`against_completions`).
+
+        Of responses by the baseline's checkpoints, in equal parts, each prefix that ends in a step
+        and leaves something to write, up to the first one that none of `COMPLETIONS` could save, as
+        the PRM learns them. The policy that the baseline ends with completes.
+        """
+        run = self._run
+        with Checkpoints(run.workdir / "rl/policy") as checkpoints:
+            steps = checkpoints.steps()
+        starts, of_response, places = [], [], []
+        for number, step in enumerate(steps):
+            params_of_step = run.restore("rl/policy", run.policy, step)
+            some = self._problems[number :: len(steps)]
+            key = run.key(Stream.INSPECT, step, 2)
+            asked = [Start(problem) for problem in some]
+            name = f"prm/respond/{step}"
+            rows = self._responding.run(params_of_step, asked, key, self._journal, name)
+            for problem, row in zip(some, rows, strict=True):
+                ids = row[0].ids
+                ends, kinds = step_ends(run.lines(ids))
+                ends = ends[(kinds != LineKind.COMMENT) & (ends < len(ids) - 1)]
+                starts += [Start(problem, ids[: end + 1]) for end in ends.tolist()]
+                of_response.append(len(ends))
+                places.append((problem, (ids, ends)))
+        policy = run.restore("rl/policy", run.policy, steps[-1])
+        key = run.key(Stream.INSPECT, steps[-1], 3)
+        rows = self._completing.run(policy, starts, key, self._journal, "prm/complete")
+        passed = np.array([[a.passed for a in row] for row in rows], bool)
+        scores = step_scores(run, params, [p for p, _ in places], [at for _, at in places])
+        cuts = np.cumsum(of_response)[:-1]
+        return against_completions(scores, np.split(passed.reshape(-1, COMPLETIONS), cuts))
+
     def _responses(self, arm: str, step: int) -> list[list[Attempt]]:
         run = self._run
         params = run.restore(f"{arm}/policy", run.policy, step)
         starts = [Start(problem) for problem in self._problems]
         key = run.key(Stream.INSPECT, step, 0)
         return self._responding.run(params, starts, key, self._journal, f"{arm}/respond/{step}")
+
+
+def against_completions(
+    scores: Sequence[np.ndarray], passed: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """Scores of a response's prefixes [M] against their completions [M, n], of many responses.
+
+    Prefixes behind the first that none of the n saved are left out. `saved`: the share that one of
+    n saves, which is what a label says; `calibration` and `ece` hold (score + 1) / 2 against it;
+    `correlation` is that of the score with the share that passes, less the noise of n
+    (`value_error`); `pass_rate` is the mean share.
+    """
+    kept = []
+    for of_response in passed:
+        lost = np.cumsum(~of_response.any(axis=1))
+        kept.append((lost == 0) | ((lost == 1) & ~of_response.any(axis=1)))
+    flat = np.concatenate([s[k] for s, k in zip(scores, kept, strict=True)])
+    outcomes = np.concatenate([p[k] for p, k in zip(passed, kept, strict=True)])
+    saved = np.asarray(outcomes.any(axis=1))
+    return {
+        "prefixes": len(flat),
+        "completions": outcomes.shape[1],
+        "pass_rate": float(outcomes.mean()) if len(flat) else None,
+        "saved": float(saved.mean()) if len(flat) else None,
+        "correlation": or_none(value_error(flat, outcomes).correlation) if len(flat) > 1 else None,
+        **calibration_rows(flat, saved),
+    }
 
 
 def _judged(

@@ -8,19 +8,17 @@ a PRM to choose from, and the cost in `done.json`.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from prm_jax import hosts
-from prm_jax.config import ConfigError
 from prm_jax.metrics import Progress
 from prm_jax.rl.labels import response_class
 from prm_jax.rl.lines import step_ends
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
+from prm_jax.stages.labelled import CANDIDATES, Candidate, LabelledResponse
 from prm_jax.stages.rl import evenly_spaced
-from prm_jax.stages.run import Run, Stream, write_json_lines
+from prm_jax.stages.run import Run, Stream, write_atomically, write_json_lines
 from prm_jax.stages.search import (
     Response,
     Searcher,
@@ -29,18 +27,7 @@ from prm_jax.stages.search import (
     against_binary_search,
     make_response,
 )
-from prm_jax.types import LineKind, PrefixLabels, Problem
-
-CANDIDATES = 8  # responses to each validation prompt that a PRM chooses among
-
-
-class Candidate(NamedTuple):
-    """A line of `label/candidates.jsonl`: one of `CANDIDATES` responses to a validation prompt."""
-
-    task_id: str
-    passed: bool
-    ids: tuple[int, ...]
-    end_token: tuple[int, ...]
+from prm_jax.types import Problem
 
 
 def label(run: Run) -> None:
@@ -60,8 +47,9 @@ def label(run: Run) -> None:
 
     train = [r for r in responses if r.split == "train"]
     for name, some in (("labels", responses), ("repairs", _repairs(run, train))):
-        rows = [_row(r, neutral_comments=config.neutral_comments) for r in some]
-        write_json_lines(run.workdir / f"label/{name}.jsonl", rows)
+        found = [LabelledResponse.of(r, neutral_comments=config.neutral_comments) for r in some]
+        text = "".join(r.to_json() + "\n" for r in found)
+        write_atomically(run.workdir / f"label/{name}.jsonl", text)
     write_json_lines(run.workdir / "label/candidates.jsonl", [c._asdict() for c in candidates])
     summary: dict[str, Any] = {
         "cost": _cost(train, searcher.spent, seconds),
@@ -160,79 +148,3 @@ def _cost(train: list[Response], spent: Spent, response_seconds: float) -> dict[
         "completions_per_failing_response": spent.completions / max(failing, 1),
         "seconds": response_seconds + spent.seconds,
     }
-
-
-def _row(response: Response, *, neutral_comments: bool) -> dict[str, Any]:
-    found = response.labels(neutral_comments=neutral_comments)
-    return {
-        "task_id": response.problem.task_id,
-        "split": response.split,
-        "checkpoint": response.checkpoint,
-        "passed": response.passed,
-        "class": response_class(response.passed, response.m_star).name.lower(),
-        "ids": list(response.ids),
-        "end_token": response.end_token.tolist(),
-        "kinds": [kind.name.lower() for kind in found.kinds],
-        "labels": list(found.labels),
-        "passes": list(found.passes),
-        "samples": list(found.samples),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelledResponse:
-    """A line of `label/labels.jsonl`."""
-
-    task_id: str
-    split: Split
-    checkpoint: int
-    passed: bool
-    response_class: str
-    ids: tuple[int, ...]
-    end_token: tuple[int, ...]
-    steps: PrefixLabels
-
-
-def read_labels(run: Run, name: Literal["labels", "repairs"] = "labels") -> list[LabelledResponse]:
-    """The labelled responses that the label stage left, or the repairs of failing ones."""
-    path = run.workdir / f"label/{name}.jsonl"
-    found = []
-    for line in hosts.first(lambda: path.read_text(encoding="utf-8")).split("\n")[:-1]:
-        row = json.loads(line)
-        found.append(
-            LabelledResponse(
-                task_id=row["task_id"],
-                split=row["split"],
-                checkpoint=row["checkpoint"],
-                passed=row["passed"],
-                response_class=row["class"],
-                ids=tuple(row["ids"]),
-                end_token=tuple(row["end_token"]),
-                steps=PrefixLabels(
-                    kinds=tuple(LineKind[kind.upper()] for kind in row["kinds"]),
-                    labels=tuple(row["labels"]),
-                    passes=tuple(row["passes"]),
-                    samples=tuple(row["samples"]),
-                ),
-            )
-        )
-    return found
-
-
-def read_candidates(run: Run) -> list[Candidate]:
-    """The candidates that the label stage left, those of a problem side by side.
-
-    Raises ConfigError if it left none.
-    """
-    path = run.workdir / "label/candidates.jsonl"
-    if not hosts.first(path.exists):
-        raise ConfigError(
-            f"{path} is missing, so these labels are of an older version: remove label/done.json, "
-            "here and in all workdirs of a study that share these labels, and run again, which "
-            "keeps all that was sampled"
-        )
-    rows = hosts.first(lambda: path.read_text(encoding="utf-8")).split("\n")[:-1]
-    return [
-        Candidate(row["task_id"], row["passed"], tuple(row["ids"]), tuple(row["end_token"]))
-        for row in map(json.loads, rows)
-    ]

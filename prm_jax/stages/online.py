@@ -1,31 +1,39 @@
 """Labels while RL runs: the policy searches its own failing responses, and learns of the searches.
 
-`dense.source = "labels"`. Of the ppo.rollouts programs of a step, dense.completions complete
-prefixes of its failing responses, drawn by the policy that wrote them. The labels that come of it
-are line rewards of these responses, without a PRM between; a response that passes is right in all
-lines. Each completion is an on-policy rollout of what follows its prefix, whose outcome is that of
-the whole program, and trains policy and critic like any other; the prefix that it was given carries
-no loss. So labels take no program that PPO would not have had.
+Of the ppo.rollouts programs of a step, dense.completions complete prefixes of its failing
+responses, drawn by the policy that wrote them. With `dense.source = "labels"` the labels that come
+of it are line rewards of these responses, without a PRM between; with `dense.prm_updates` a PRM
+learns from them (learning.py). A response that passes is right in all lines. Each completion is an
+on-policy rollout of what follows its prefix, whose outcome is that of the whole program, and trains
+policy and critic like any other; the prefix that it was given carries no loss. So labels take no
+program that PPO would not have had.
 """
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from prm_jax import hosts
+from prm_jax.checkpoint import Checkpoints
 from prm_jax.sharding import batch_sharding
 from prm_jax.stages.attempts import Attempt
 from prm_jax.stages.batches import left_pad
+from prm_jax.stages.labelled import LabelledResponse
+from prm_jax.stages.learning import LearningPRM
 from prm_jax.stages.probing import Probe, Search, asked_for, probe_sizes
 from prm_jax.stages.rollouts import earned
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.search import Response, Searches, make_response, prefix_of
+from prm_jax.stages.step_lines import StepLines
 from prm_jax.steps.prefixes import PrefixCompleter
 from prm_jax.steps.sample import Choice
-from prm_jax.types import Problem, Samples, Verdict
+from prm_jax.types import Problem, Samples, TrainState, Verdict
 
 ROUNDS = 4  # that the completions of a step last for: as many searches are open as then find work
 
@@ -42,7 +50,7 @@ class Labelled(NamedTuple):
     passed: np.ndarray  # [B] float32
     outcome: np.ndarray  # [B] float32
     scores: np.ndarray  # [B, T] float32: labels at the ends of steps, 0 where none is known
-    metrics: dict[str, float]
+    metrics: dict[str, float | jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +81,16 @@ class OnlineLabels:
     completions does not hang on when verdicts come, nor on how many rows or devices there are. A
     search that is cut off leaves no label. Of the samples of one prompt, the first ones are
     searched before the second ones.
+
+    A context manager, once it is open: it has the file of its labels, and keeps the PRM that learns
+    from them, if there is one.
     """
 
-    def __init__(self, run: Run, width: int):
+    def __init__(self, run: Run, width: int, learner: LearningPRM | None = None):
         """`width` is P, the columns of the grid that hold prompts."""
         config = run.config
-        self._run, self._width = run, width
+        self._run, self._width, self._learner = run, width, learner
+        self._files = contextlib.ExitStack()
         self._searches = Searches(run)
         self._open = max(1, config.dense.completions // (ROUNDS * config.label.wave))
         sizes = probe_sizes(
@@ -97,6 +109,41 @@ class OnlineLabels:
             stops=run.stops,
         )
 
+    def open(
+        self, folder: Path, start: int, states: Sequence[TrainState] = ()
+    ) -> contextlib.AbstractContextManager:
+        """Opens the folder of a stage that goes on from step `start`, where it left `states`."""
+        self._labels = self._files.enter_context(
+            StepLines(folder / "labels.jsonl", start, "checkpoint")
+        )
+        if self._learner is not None:
+            self._prms = self._files.enter_context(Checkpoints(folder / "prm"))
+            for state in states if start else ():
+                lines = self._labels.lines()
+                self._learner.resume(state, map(LabelledResponse.from_json, lines))
+        return self._files
+
+    @property
+    def states(self) -> tuple[TrainState, ...]:
+        """What a checkpoint must have of it: the state of the PRM that learns, if there is one."""
+        return () if self._learner is None else (self._learner.state,)
+
+    @property
+    def prm(self) -> Any | None:
+        """The parameters of that PRM, which scores the lines; none: the labels do."""
+        return None if self._learner is None else self._learner.params
+
+    def save_prm(self, step: int) -> None:
+        """Keeps that PRM beside the checkpoint of the policy."""
+        if self._learner is not None:
+            self._prms.save(step, self._learner.state.params)
+
+    def flush(self) -> None:
+        """Before a checkpoint: a run that goes on from it needs all labels, and the PRMs kept."""
+        self._labels.flush()
+        if self._learner is not None:
+            self._prms.wait()
+
     def extend(
         self,
         params: Any,
@@ -107,7 +154,10 @@ class OnlineLabels:
         passed: np.ndarray,
         outcome: np.ndarray,
     ) -> Labelled:
-        """The rollout of a step with the searches of it by `params`, which wrote it."""
+        """The rollout of a step with the searches of it by `params`, which wrote it.
+
+        The PRM that learns has then learned of their labels.
+        """
         run = self._run
         responses = [
             make_response(
@@ -116,7 +166,7 @@ class OnlineLabels:
             )
             for problem, ids, passes in zip(problems, completions, passed, strict=True)
         ]  # fmt: skip
-        labelled, found = self._search(params, step, responses)
+        searched, found = self._search(params, step, responses)
         earns = earned([one.verdict for one in found], run.config.ppo.outcome)
         repaired = [
             make_response(run, one.response.problem, "train", step, one.attempt) for one in found
@@ -124,10 +174,16 @@ class OnlineLabels:
         n = run.config.ppo.rollouts
         missing = n - len(responses) - len(found)
         scores = np.zeros((n, samples.tokens.shape[1]), np.float32)
+        labelled = []
         for row, response in enumerate([*responses, *repaired]):
-            if response.passed or row in labelled:
-                labels = response.labels(neutral_comments=run.config.label.neutral_comments)
-                scores[row, self._width + response.end_token] = labels.labels
+            if response.passed or row in searched:
+                neutral = run.config.label.neutral_comments
+                one = LabelledResponse.of(response, neutral_comments=neutral)
+                scores[row, self._width + response.end_token] = one.steps.labels
+                if row < len(responses):
+                    labelled.append(one)
+                    self._labels.add(one.to_json())
+        learned = {} if self._learner is None else self._learner.learn(step, labelled)
         none = np.zeros(missing, np.float32)
         return Labelled(
             problems=[*problems, *(r.problem for r in repaired), *[problems[0]] * missing],
@@ -136,8 +192,9 @@ class OnlineLabels:
             passed=np.concatenate([passed, earns[:, 0], none]),
             outcome=np.concatenate([outcome, earns[:, 1], none]),
             scores=scores,
-            metrics={
-                "labels/responses": float(len(labelled)),
+            metrics=learned
+            | {
+                "labels/responses": float(len(searched)),
                 "labels/completions": float(len(found)),
                 "labels/completions_passed": float(earns[:, 0].mean()) if len(found) else 0.0,
             },

@@ -17,7 +17,7 @@ from prm_jax.rl.labels import ResponseClass, error_threshold, loss_support, prm_
 from prm_jax.rl.statistics import auc_within_groups, best_of_n, calibration, first_error_report
 from prm_jax.sharding import batch_sharding, batch_shards
 from prm_jax.stages.batches import Batches, right_pad
-from prm_jax.stages.label import (
+from prm_jax.stages.labelled import (
     CANDIDATES,
     Candidate,
     LabelledResponse,
@@ -39,11 +39,8 @@ CALIBRATION_BINS = 10
 def prm(run: Run) -> None:
     config = run.config.prm
     responses, candidates = read_labels(run), read_candidates(run)
-    train = _training_responses(run, [r for r in responses if r.split == "train"])
-    if config.repairs:
-        train += [r for r in read_labels(run, "repairs") if len(r.steps.labels)]
-    problems = {problem.task_id: problem for problem in run.problems.train}
-    prompts = [run.prompt_ids(problems[r.task_id]) for r in train]
+    train = training_responses(run, responses)
+    prompts = prompts_of(run, train)
     batches = Batches(
         [len(prompt) + len(r.ids) for prompt, r in zip(prompts, train, strict=True)],
         config.batch_size,
@@ -54,7 +51,7 @@ def prm(run: Run) -> None:
 
     def batch_at(step: int) -> LabelBatch:
         index = batches[step]
-        return _batch(run, [prompts[i] for i in index], [train[i] for i in index])
+        return label_batch(run, [prompts[i] for i in index], [train[i] for i in index])
 
     params = fit(
         run,
@@ -79,23 +76,43 @@ def threshold_of(run: Run) -> float:
     return error_threshold(run.config.prm.target, run.config.label.samples_per_prefix)
 
 
-def _training_responses(run: Run, train: list[LabelledResponse]) -> list[LabelledResponse]:
-    """The responses of `prm.selection` that have a line to learn from."""
-    kept = select(
-        np.array([ResponseClass[r.response_class.upper()] for r in train]),
-        [r.task_id for r in train],
-        run.config.prm.selection,
-    )
-    chosen = [r for r, keep in zip(train, kept, strict=True) if keep and len(r.steps.labels)]
+def training_responses(run: Run, responses: Sequence[LabelledResponse]) -> list[LabelledResponse]:
+    """What the labels of the label stage, which are `responses`, teach a PRM.
+
+    Raises ConfigError if that is nothing.
+    """
+    train = [r for r in responses if r.split == "train"]
+    chosen = select_responses(run, train)
     if not chosen:
         raise ConfigError(
             f"prm.selection = {run.config.prm.selection!r} leaves none of {len(train)} labelled "
             "responses: choose 'full', or raise label.prompts"
         )
+    if run.config.prm.repairs:
+        chosen += [r for r in read_labels(run, "repairs") if len(r.steps.labels)]
     return chosen
 
 
-def _batch(run: Run, prompts: list[list[int]], responses: list[LabelledResponse]) -> LabelBatch:
+def select_responses(run: Run, some: Sequence[LabelledResponse]) -> list[LabelledResponse]:
+    """The responses of `prm.selection` that have a line to learn from."""
+    kept = select(
+        np.array([ResponseClass[r.response_class.upper()] for r in some], np.int64),
+        [r.task_id for r in some],
+        run.config.prm.selection,
+    )
+    return [r for r, keep in zip(some, kept, strict=True) if keep and len(r.steps.labels)]
+
+
+def prompts_of(run: Run, responses: Sequence[LabelledResponse]) -> list[list[int]]:
+    """The prompt of each of these responses to training problems."""
+    problems = {problem.task_id: problem for problem in run.problems.train}
+    return [run.prompt_ids(problems[r.task_id]) for r in responses]
+
+
+def label_batch(
+    run: Run, prompts: Sequence[list[int]], responses: Sequence[LabelledResponse]
+) -> LabelBatch:
+    """A batch for the PRM's step, on the devices."""
     tokens, valid = right_pad(
         [prompt + list(r.ids) for prompt, r in zip(prompts, responses, strict=True)],
         run.tokenizer.pad_id,
@@ -208,7 +225,12 @@ def _calibration(
         times = np.where(np.array(response.steps.labels) == 0, 0, weights).astype(np.int64)
         flat_scores.append(np.repeat(score, times))
         successes.append(np.repeat((targets + 1) / 2, times))
-    table = calibration(np.concatenate(flat_scores), np.concatenate(successes), CALIBRATION_BINS)
+    return calibration_rows(np.concatenate(flat_scores), np.concatenate(successes))
+
+
+def calibration_rows(scores: np.ndarray, successes: np.ndarray) -> dict[str, Any]:
+    """(score + 1) / 2 as a probability against the share of successes, in bins; and the ECE."""
+    table = calibration(scores, successes, CALIBRATION_BINS)
     return {
         "calibration": [
             {

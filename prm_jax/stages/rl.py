@@ -2,9 +2,12 @@
 
 Both are one loop: sample, judge, score, reward, update. `rl` leaves evenly spaced checkpoints of
 the policy (`rl/policy`), which the label stage asks for responses. `rl_prm` is the 2 x 2 of
-DenseReward (`dense.enabled`) and ValueInit (`value_init`), or labels its own rollouts (online.py).
+DenseReward (`dense.enabled`) and ValueInit (`value_init`), or labels its own rollouts (online.py),
+from which a PRM may learn on the way (learning.py). These labels are kept in `rl_prm/labels.jsonl`,
+and such a PRM, beside each checkpoint of the policy, in `rl_prm/prm`.
 """
 
+import contextlib
 import time
 from typing import Any
 
@@ -18,7 +21,10 @@ from prm_jax.model.linear import as_computed
 from prm_jax.model.lora import join, split_trainable
 from prm_jax.rl.rewards import partial_credit_gap
 from prm_jax.stages.exploration import Exploration
+from prm_jax.stages.labelled import read_labels
+from prm_jax.stages.learning import LearningPRM
 from prm_jax.stages.online import OnlineLabels
+from prm_jax.stages.prm import training_responses
 from prm_jax.stages.rollouts import Rollouts
 from prm_jax.stages.run import Run, Stream
 from prm_jax.stages.truth import asks_oracle, reads_prm
@@ -102,7 +108,9 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
     rollouts = Rollouts(run, truth, dense.plan)
     labels, asked = None, rollouts
     if online:
-        labels = OnlineLabels(run, rollouts.width)
+        learner = None if dense.prm_updates == 0 else _learner(run, reference, dense_prm)
+        dense_prm = None  # the learner has it from here on
+        labels = OnlineLabels(run, rollouts.width, learner)
         asked = Rollouts(run, n=run.config.whole_responses)
     rewards = {
         "lam_fail": dense.lam_fail,
@@ -180,12 +188,18 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
         Checkpoints(run.workdir / stage / "policy") as policies,
     ):
         start = states.steps()[-1] if states.steps() else 0
+        states_of_labels: Any = () if labels is None else labels.states
         if start:
-            policy, critic = states.restore(start, (policy, critic))
+            policy, critic, *states_of_labels = states.restore(
+                start, (policy, critic, *states_of_labels)
+            )
         run.log.rewind(stage, start)
         with (
             Exploration(run.workdir / stage, start) as exploration,
             Progress(config.steps, stage, initial=start) as progress,
+            contextlib.nullcontext()
+            if labels is None
+            else labels.open(run.workdir / stage, start, states_of_labels),
         ):
             for step in range(start, config.steps):
                 begun_s = time.perf_counter()
@@ -195,7 +209,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
                 sampled_s = time.perf_counter()
                 verdicts = asked.judge(problems, completions)
                 critic_params = None if critic is None else join(critic.params, critic_frozen)
-                label_metrics: dict[str, float] = {}
+                label_metrics: dict[str, Any] = {}
                 if labels is None:
                     ref_logp, values, scores = score(reference, critic_params, dense_prm, samples)
                     passed, outcome = rollouts.outcomes(verdicts)
@@ -209,7 +223,8 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
                             policy_params, step, problems, completions, samples, passed, outcome
                         )
                     )
-                    ref_logp, values, _ = score(reference, critic_params, None, samples)
+                    ref_logp, values, by_prm = score(reference, critic_params, labels.prm, samples)
+                    scores = scores if labels.prm is None else by_prm
                 exploration.add(step, *rollouts.solved(problems, completions, passed))
                 judged_s = time.perf_counter()
                 rollout = rollouts.assemble(samples, completions, outcome, ref_logp, values, scores)
@@ -233,6 +248,8 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
                 done = step + 1
                 if done in kept:
                     policies.save(done, policy.params)
+                    if labels is not None:
+                        labels.save_prm(done)
                 if done == config.steps:
                     break
                 stop = hosts.stop_asked()
@@ -240,7 +257,10 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
                     run.log.flush()
                     exploration.flush()
                     policies.wait()  # a resume from this state does not save them again
-                    states.save(done, (policy, critic))
+                    if labels is not None:
+                        labels.flush()
+                        states_of_labels = labels.states
+                    states.save(done, (policy, critic, *states_of_labels))
                 if stop:
                     raise hosts.Stopped
         run.log.flush()
@@ -252,6 +272,13 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
     generated = before + exploration.programs()
     summary = {"steps": config.steps, "programs_generated": generated}
     run.finish(stage, summary | {"exploration": exploration.counts(len(run.problems.train))})
+
+
+def _learner(run: Run, policy_params: Any, prm: Any | None) -> LearningPRM:
+    """What learns on while RL runs: the PRM of stage `prm`, or one that knows nothing yet."""
+    if prm is None:
+        return LearningPRM(run, scalar_params(run.scalar, policy_params["trunk"], run.mesh))
+    return LearningPRM(run, prm, training_responses(run, read_labels(run)))
 
 
 def _recalibrated(run: Run, rollouts: Rollouts, policy_params: Any, prm: Any) -> Any:

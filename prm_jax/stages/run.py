@@ -56,6 +56,7 @@ class Stream(IntEnum):
     INSPECT = 14
     CANDIDATES = 15
     LABELS_ONLINE = 16
+    PRM_ONLINE = 17
 
 
 @dataclasses.dataclass(frozen=True)

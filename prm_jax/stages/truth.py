@@ -40,8 +40,9 @@ def check_source(run: Run) -> None:
         )
     if run.config.dense.labels_online and hosts.count() > 1:
         raise ConfigError(
-            f"dense.source = 'labels' is not allowed on {hosts.count()} hosts: these labels are "
-            "searched for by one; start one process, or use dense.source = 'prm'"
+            f"dense.{run.config.dense.labels_for} is not allowed on {hosts.count()} hosts: labels "
+            "of rollouts are searched for by one; start one process, or use dense.source = 'prm' "
+            "alone"
         )
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from prm_jax.stages.inspection import RESPONSES
-from prm_jax.stages.label import CANDIDATES
+from prm_jax.stages.inspection import COMPLETIONS, RESPONSES
+from prm_jax.stages.labelled import CANDIDATES
 from prm_jax.study.intervals import SeedMean, seed_mean
 from prm_jax.study.tables import ArmRow, BySeed
 
@@ -91,6 +91,11 @@ _PRM = (
     *_RERANKING,
     _Column("as_critic", "as the first critic: correlation"),
 )
+_COMPLETED = (
+    _Column("saved_by_completions", "prefixes that one saves"),
+    _Column("ece_by_completions", "ECE"),
+    _Column("correlation_by_completions", "correlation with the share that passes"),
+)
 _STYLE = (
     _Column("accused_as_written", "accused as written, %", percent),
     *(
@@ -172,6 +177,14 @@ def details(arms: Sequence[ArmRow], *, confidence: float) -> list[Detail]:
                 title = f"{title}, less `{reference}`"
                 found.append(_detail(title, caption, signed, pairs, confidence))
     found += [
+        _detail(
+            "PRM by completions",
+            "The PRM's scores of prefixes of responses by the baseline's checkpoints, against "
+            f"{COMPLETIONS} completions of each by the policy that it ends with (docs/results.md).",
+            _COMPLETED,
+            [row for row in prms if "ece_by_completions" in row[1]],
+            confidence,
+        ),
         _detail(
             "PRM on right programs",
             "Reference solutions of validation problems: how many the PRM accuses of an error, as "

@@ -177,6 +177,10 @@ def _judged(record: Record) -> dict[str, float | None]:
         "any_of_n": reranking.get("any_of_n"),
         "as_critic": prm.get("as_critic", {}).get("correlation"),
         **{
+            f"{name}_by_completions": prm.get("by_completions", {}).get(name)
+            for name in ("ece", "correlation", "saved")
+        },
+        **{
             f"{name}_{style}": said.get(name)
             for style, said in prm.get("style", {}).items()
             for name in ("accused", "mean_change")

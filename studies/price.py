@@ -17,7 +17,12 @@ from prm_jax.study import Arm, Study
 STEPS_OF_AS_MANY_PROGRAMS = 1_064
 LONGER = {"ppo.steps": 200}
 LEARNS = {"dense.prm_updates": 4, "label.samples_per_prefix": 4}
-AT_ONCE = LEARNS | {"dense.source": "labels", "dense.completions": 64}
+# One response to a prompt: `remove_hard` would leave out all whose first line is called lost.
+AT_ONCE = LEARNS | {
+    "dense.source": "labels",
+    "dense.completions": 64,
+    "prm.selection": "full",
+}
 
 
 def get_study() -> Study:

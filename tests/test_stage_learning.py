@@ -14,7 +14,7 @@ from prm_jax.checkpoint import Checkpoints
 from prm_jax.config import ConfigError, PRMConfig
 from prm_jax.model.score import prefix_scores
 from prm_jax.sharding import init_params
-from prm_jax.stages import learning, truth
+from prm_jax.stages import learning, online, truth
 from prm_jax.stages import rl as rl_stage
 from prm_jax.stages.attempts import Attempt
 from prm_jax.stages.labelled import LabelledResponse
@@ -104,6 +104,27 @@ def test_without_labels_nothing_is_learned():
     assert int(learner.state.step) == 0
     assert float(learner.learn(1, [labelled(WRONG_2, 1)])["prm/responses"]) == 1
     assert int(learner.state.step) == 3
+
+
+@pytest.mark.parametrize(
+    ("passed", "searched", "drawn"),
+    [
+        ("..X..X.X", {0, 1}, {0, 1}),  # the turn of 2 came after the last search
+        ("..X..X.X", {0, 3}, {0, 2, 3}),  # 1 was cut off
+        ("..X..X.X", {0, 1, 3, 4, 6}, {0, 1, 2, 3, 4, 5, 6, 7}),  # all had their turn
+        ("..X..X.X", set(), set()),
+        ("XXX", set(), {0, 1, 2}),
+        ("...", set(), set()),
+    ],
+)
+def test_passing_responses_are_as_many_as_their_share(passed, searched, drawn):
+    responses = [SimpleNamespace(passed=mark == "X") for mark in passed]
+    order = range(len(passed))
+    assert online._drawn(responses, order, searched) == drawn  # type: ignore[arg-type]
+    # In another order, others have had their turn.
+    if len(passed) == 8:
+        found = online._drawn(responses, [*reversed(order)], {6, 4})  # type: ignore[arg-type]
+        assert found == {7, 6, 5, 4}
 
 
 def test_it_learns_of_what_the_selection_keeps():

@@ -160,7 +160,7 @@ class DenseConfig(Section):
     optimizer steps before each of PPO's, and scores the lines of all of them. With source `prm` it
     begins as stage `prm` left it, and half of each batch are responses of that stage; with `labels`
     as a fresh head on the SFT policy, of these labels alone. Of `prm` it reads all but steps and
-    repairs."""
+    repairs; with one response to a prompt, selection 'full' is often the better one."""
     form: Literal["value", "progress", "min", "good_prefix", "plan"] = "value"
     """value: lam R / (lines), the paper's. progress: lam (R - R of the line before). min: lam R of
     the worst line, nearly. good_prefix: lam where the lines before the first error end. plan: lam R

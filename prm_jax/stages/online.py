@@ -166,7 +166,8 @@ class OnlineLabels:
             )
             for problem, ids, passes in zip(problems, completions, passed, strict=True)
         ]  # fmt: skip
-        searched, found = self._search(params, step, responses)
+        order = self._order(responses)
+        searched, found = self._search(params, step, responses, order)
         earns = earned([one.verdict for one in found], run.config.ppo.outcome)
         repaired = [
             make_response(run, one.response.problem, "train", step, one.attempt) for one in found
@@ -175,12 +176,13 @@ class OnlineLabels:
         missing = n - len(responses) - len(found)
         scores = np.zeros((n, samples.tokens.shape[1]), np.float32)
         labelled = []
+        drawn = _drawn(responses, order, searched)
         for row, response in enumerate([*responses, *repaired]):
             if response.passed or row in searched:
                 neutral = run.config.label.neutral_comments
                 one = LabelledResponse.of(response, neutral_comments=neutral)
                 scores[row, self._width + response.end_token] = one.steps.labels
-                if row < len(responses):
+                if row in drawn:
                     labelled.append(one)
                     self._labels.add(one.to_json())
         learned = {} if self._learner is None else self._learner.learn(step, labelled)
@@ -200,12 +202,15 @@ class OnlineLabels:
             },
         )
 
+    def _order(self, responses: Sequence[Response]) -> list[int]:
+        """In which order the responses have their turn."""
+        samples = self._run.config.ppo.samples_per_prompt
+        return sorted(range(len(responses)), key=lambda i: (i % samples, i))
+
     def _search(
-        self, params: Any, step: int, responses: Sequence[Response]
+        self, params: Any, step: int, responses: Sequence[Response], order: Sequence[int]
     ) -> tuple[set[int], list[_Completion]]:
         """The numbers of the failing responses that were searched to the end, and what it took."""
-        samples = self._run.config.ppo.samples_per_prompt
-        order = sorted(range(len(responses)), key=lambda i: (i % samples, i))
         rank = {number: i for i, number in enumerate(order)}
         waiting = collections.deque(
             i for i in order if not responses[i].passed and self._fits(responses[i])
@@ -300,3 +305,15 @@ class OnlineLabels:
             for name, rows in new.items()
         }
         return Samples(**hosts.place(both, batch_sharding(self._run.mesh)))
+
+
+def _drawn(responses: Sequence[Response], order: Sequence[int], searched: set[int]) -> set[int]:
+    """Those that a PRM learns of: with labels, and none that had its turn after the last search.
+
+    All that pass would be many more of these than there are among the policy's responses.
+    """
+    failing = [number for number in order if not responses[number].passed]
+    reached = len(order)
+    if set(failing) - searched:
+        reached = max((order.index(number) + 1 for number in searched), default=0)
+    return {number for number in order[:reached] if responses[number].passed or number in searched}

@@ -275,6 +275,12 @@ def _stage(stage: str, config: Config) -> str:
             "with line rewards of an exact oracle that knows the solutions, a ceiling for "
             "comparisons and no method"
         )
+    elif config.dense.prm_updates and config.dense.labels_online:
+        dense = (
+            "with line rewards of a process reward model that learned on the way, from labels of "
+            "the policy's own responses, found by completing their prefixes, and with these "
+            "completions as rollouts"
+        )
     elif config.dense.labels_online:
         dense = (
             "with line rewards from labels of its own failing responses, found by completing their "

@@ -100,6 +100,10 @@ def made_up_results(rng):
             },
             "calibration": bins,
             "ece": 0.0473,
+            "by_completions": {
+                "prefixes": 251, "completions": 16, "pass_rate": 0.0913, "saved": 0.3812,
+                "correlation": 0.6173, "ece": 0.1391, "calibration": bins,
+            },
             "style": {
                 style: {"n": 60 + i, "accused": 0.1234 + i / 9, "mean_score": 0.4321 - i / 3,
                         "mean_change": -0.1717 * i}

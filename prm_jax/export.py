@@ -305,7 +305,8 @@ def _settings(stage: str, config: Config) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     if stage == "rl_prm":
         labels = ("label",) if config.dense.labels_online else ()
-        return {name: settings[name] for name in ("value_init", "dense", "ppo", *labels)}
+        prm = ("prm",) if labels and config.dense.prm_updates else ()
+        return {name: settings[name] for name in ("value_init", "dense", "ppo", *labels, *prm)}
     return settings["ppo" if stage == "rl" else stage]
 
 

@@ -17,6 +17,7 @@ from prm_jax.study import Arm, Study
 STEPS_OF_AS_MANY_PROGRAMS = 1_064
 LONGER = {"ppo.steps": 200}
 LEARNS = {"dense.prm_updates": 4, "label.samples_per_prefix": 4}
+FEW = {"dense.prm_updates": 1, "label.samples_per_prefix": 4, "dense.completions": 16}
 # One response to a prompt: `remove_hard` would leave out all whose first line is called lost.
 AT_ONCE = LEARNS | {
     "dense.source": "labels",
@@ -65,7 +66,7 @@ def get_study() -> Study:
             ),
             Arm(
                 "prm_learns",
-                LEARNS | {"dense.completions": 16},
+                FEW,
                 shares="dense",
                 about="DenseReward; an eighth of the rollouts label others, and the PRM learns",
             ),
@@ -87,7 +88,7 @@ def get_study() -> Study:
             ),
             Arm(
                 "prm_learns_4x",
-                LEARNS | LONGER | {"dense.completions": 16},
+                FEW | LONGER,
                 shares="dense",
                 about="`prm_learns` with four times the rollouts",
             ),

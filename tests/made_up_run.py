@@ -101,7 +101,7 @@ def made_up_results(rng):
             "calibration": bins,
             "ece": 0.0473,
             "by_completions": {
-                "prefixes": 251, "completions": 16, "pass_rate": 0.0913, "saved": 0.3812,
+                "prefixes": 251, "completions": 16, "k": 8, "pass_rate": 0.0913, "saved": 0.3812,
                 "correlation": 0.6173, "ece": 0.1391, "calibration": bins,
             },
             "style": {

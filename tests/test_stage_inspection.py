@@ -1,5 +1,6 @@
 """PRM and critics against what policies do: what is sampled, and what is made of it."""
 
+import math
 from types import SimpleNamespace
 
 import jax
@@ -10,7 +11,7 @@ from characters import Characters
 from made_up_stage import CHAIN, ONE, RIGHT, WRONG_2, problem, run_with
 
 from prm_jax.checkpoint import Checkpoints
-from prm_jax.config import Config, EvaluateConfig, ModelConfig
+from prm_jax.config import Config, EvaluateConfig, ModelConfig, PRMConfig
 from prm_jax.model.heads import ScalarModel
 from prm_jax.model.score import state_values
 from prm_jax.rl.lines import step_ends
@@ -51,7 +52,14 @@ def attempt(text: str, passed: bool) -> Attempt:
     return Attempt(TOKENIZER.response(text), "passed" if passed else "failed", True, 1)
 
 
-def inspected(monkeypatch, workdir, texts, scalars, asked=None):
+def inspected(
+    monkeypatch,
+    workdir,
+    texts,
+    scalars,
+    asked=None,
+    target="binary",
+):
     """An inspection of policies at steps 2 and 4, and the responses that it wants scores of."""
     monkeypatch.setattr(stage, "Sampling", Sampling)
     monkeypatch.setattr(Sampling, "texts", texts)
@@ -65,7 +73,7 @@ def inspected(monkeypatch, workdir, texts, scalars, asked=None):
             for step in (2, 4):
                 policies.save(step, {"x": jnp.zeros(1)})
     run = run_with(
-        Config(seed=2, evaluate=EvaluateConfig(inspect=2)),
+        Config(seed=2, evaluate=EvaluateConfig(inspect=2), prm=PRMConfig(target=target)),
         workdir=workdir,
         problems=SimpleNamespace(
             validation=[problem(task) for task in [*texts, "left out"]], asked=asked or {}
@@ -157,12 +165,25 @@ def test_a_prm_is_held_against_many_completions_of_each_prefix(monkeypatch, tmp_
     # The comment is no step to judge, and nothing can follow the last one.
     assert seen == [[1, 2], [7, 8]]
     assert [len(start.prefix) for start in starts] == [2, 3, 8, 9]
-    # As many of 16 pass as the prefix has tokens: one saves each of them.
-    assert (found["prefixes"], found["completions"], found["saved"]) == (4, COMPLETIONS, 1.0)
+    # As many of 16 pass as the prefix has tokens, and a label has eight completions.
+    assert (found["prefixes"], found["completions"], found["k"]) == (4, COMPLETIONS, 8)
     assert found["pass_rate"] == pytest.approx((2 + 3 + 8 + 9) / 64)
-    assert found["ece"] == pytest.approx(0.5)  # two of four are called lost
-    bins = {(row["low"], row["n"], row["success"]) for row in found["calibration"] if row["n"]}
-    assert bins == {(0.0, 2, 1.0), (0.9, 2, 1.0)}
+    saved = [1 - math.comb(16 - c, 8) / math.comb(16, 8) for c in (2, 3, 8, 9)]
+    assert found["saved"] == pytest.approx(sum(saved) / 4)
+    # Scores are 1, -1, -1, 1.
+    bins = {(row["low"], row["n"]): row["success"] for row in found["calibration"] if row["n"]}
+    assert bins == {
+        (0.0, 2): pytest.approx((saved[1] + saved[2]) / 2),
+        (0.9, 2): pytest.approx((saved[0] + saved[3]) / 2),
+    }
+
+
+def test_what_learned_shares_is_held_against_shares(monkeypatch, tmp_path):
+    texts = {"p": [LINES] * RESPONSES, "q": [LINES] * RESPONSES}
+    scores = [np.array([0.5, 0.5])] * 2
+    found = inspected(monkeypatch, tmp_path, texts, lambda *a: scores, target="counts")
+    found = found.calibration("prm")
+    assert (found["k"], found["saved"]) == (1, pytest.approx(found["pass_rate"]))
 
 
 def test_prefixes_behind_the_first_lost_one_are_left_out():
@@ -172,13 +193,14 @@ def test_prefixes_behind_the_first_lost_one_are_left_out():
     found = against_completions(
         [np.array([0.5, -0.5, 0.9]), np.array([0.25]), np.zeros(0)],
         [passes(2, 0, 4), passes(4), np.zeros((0, 4), bool)],
+        k=4,
     )
     assert (found["prefixes"], found["saved"], found["pass_rate"]) == (3, 2 / 3, 6 / 12)
     # p = .75, .25 and .625, each in a bin of its own.
     assert found["ece"] == pytest.approx((0.25 + 0.25 + 0.375) / 3)
     error = value_error(np.array([0.5, -0.5, 0.25]), passes(2, 0, 4))
     assert found["correlation"] == pytest.approx(error.correlation)
-    none = against_completions([np.zeros(0)], [np.zeros((0, 4), bool)])
+    none = against_completions([np.zeros(0)], [np.zeros((0, 4), bool)], k=1)
     assert none["prefixes"] == 0
     assert all(none[name] is None for name in ("saved", "pass_rate", "correlation", "ece"))
 

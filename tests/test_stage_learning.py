@@ -15,13 +15,12 @@ from prm_jax.config import ConfigError, PRMConfig
 from prm_jax.model.score import prefix_scores
 from prm_jax.sharding import init_params
 from prm_jax.stages import learning, online, truth
-from prm_jax.stages import rl as rl_stage
 from prm_jax.stages.attempts import Attempt
 from prm_jax.stages.labelled import LabelledResponse
 from prm_jax.stages.learning import LearningPRM
-from prm_jax.stages.rl import rl_prm
+from prm_jax.stages.rollouts import Rollouts
 from prm_jax.stages.search import make_response
-from prm_jax.steps.experience import make_score
+from prm_jax.stages.step_lines import StepLines
 from prm_jax.steps.state import scalar_params
 
 PRM = PRMConfig(batch_size=6, warmup_steps=1, selection="full")
@@ -31,7 +30,7 @@ ON_TOP = {"source": "prm", "prm_updates": 3}
 
 def settings(dense, **fields):
     ppo = {"rollouts": 24, "steps": 3} | fields.pop("ppo", {})
-    return config(**REAL, ppo=ppo, dense={"completions": 16} | dense, **{"prm": PRM} | fields)
+    return config(**REAL | {"prm": PRM} | fields, ppo=ppo, dense={"completions": 16} | dense)
 
 
 def labelled(text: str, m_star: int, task: str = "p", step: int = 0) -> LabelledResponse:
@@ -107,24 +106,19 @@ def test_without_labels_nothing_is_learned():
 
 
 @pytest.mark.parametrize(
-    ("passed", "searched", "drawn"),
+    ("passed", "searched", "beside"),
     [
-        ("..X..X.X", {0, 1}, {0, 1}),  # the turn of 2 came after the last search
-        ("..X..X.X", {0, 3}, {0, 2, 3}),  # 1 was cut off
-        ("..X..X.X", {0, 1, 3, 4, 6}, {0, 1, 2, 3, 4, 5, 6, 7}),  # all had their turn
+        ("..X..X.X", {0, 1}, {2}),  # two of five were searched: 1.2 of three
+        ("..X..X.X", {0, 1, 3}, {2, 5}),
+        ("..X..X.X", {0, 1, 3, 4, 6}, {2, 5, 7}),
         ("..X..X.X", set(), set()),
         ("XXX", set(), {0, 1, 2}),
-        ("...", set(), set()),
+        ("...", {1}, set()),
     ],
 )
-def test_passing_responses_are_as_many_as_their_share(passed, searched, drawn):
+def test_passing_responses_keep_their_share(passed, searched, beside):
     responses = [SimpleNamespace(passed=mark == "X") for mark in passed]
-    order = range(len(passed))
-    assert online._drawn(responses, order, searched) == drawn  # type: ignore[arg-type]
-    # In another order, others have had their turn.
-    if len(passed) == 8:
-        found = online._drawn(responses, [*reversed(order)], {6, 4})  # type: ignore[arg-type]
-        assert found == {7, 6, 5, 4}
+    assert online._passing_beside(searched, responses) == beside  # type: ignore[arg-type]
 
 
 def test_it_learns_of_what_the_selection_keeps():
@@ -171,43 +165,75 @@ def test_policy_critic_and_prm_learn_at_once(whole):
         assert policies.steps() == [3]
 
 
-@pytest.mark.parametrize("stop_after", [30, 50])
-def test_a_kill_changes_nothing(whole, tmp_path, stop_after):
-    folder, rows = whole
-    again = tmp_path / "killed"
-    assert trained(again, settings(ALONE), stop_after=stop_after, late=True) == rows
-    assert (again / "rl_prm/labels.jsonl").read_text() == (
-        folder / "rl_prm/labels.jsonl"
-    ).read_text()
-    one, two = (kept(where, "rl_prm/prm") for where in (folder, again))
-    assert one.keys() == two.keys()
-    for step, leaves in one.items():
-        for x, y in zip(leaves, two[step], strict=True):
+CHECKPOINTS = {"checkpoints": 2}  # a PRM is kept at step 2 of 3, too
+
+
+@pytest.mark.parametrize(
+    ("dense", "before", "selection"),
+    [(ALONE, (), "remove_hard"), (ON_TOP, BEFORE, "full")],
+    ids=["alone", "on top"],
+)
+def test_a_kill_changes_nothing(tmp_path, dense, before, selection):
+    prm = PRMConfig(batch_size=6, warmup_steps=1, selection=selection)
+    same = settings(dense, prm=prm, label=REAL["label"] | CHECKPOINTS)
+    one, two = tmp_path / "whole", tmp_path / "killed"
+    rows = trained(one, same, labelled=before)
+    # A step takes at most 24 programs: it is killed in the third one.
+    assert trained(two, same, stop_after=54, late=True, labelled=before) == rows
+    assert (one / "rl_prm/labels.jsonl").read_text() == (two / "rl_prm/labels.jsonl").read_text()
+    ours, theirs = (kept(folder, "rl_prm/prm") for folder in (one, two))
+    assert ours.keys() == theirs.keys() == {2, 3}
+    for step, leaves in ours.items():
+        for x, y in zip(leaves, theirs[step], strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def test_labels_and_prms_are_on_disk_before_the_state_that_counts_on_them(monkeypatch, tmp_path):
+    events = []
+
+    def spied(kind, name):
+        real = getattr(kind, name)
+
+        def spy(self, *args):
+            path = getattr(self, "_path", None) or self._manager.directory
+            events.append((name, path.name))
+            return real(self, *args)
+
+        monkeypatch.setattr(kind, name, spy)
+
+    spied(StepLines, "flush")
+    spied(Checkpoints, "save")
+    spied(Checkpoints, "wait")
+    trained(tmp_path / "run", settings(ALONE))
+    saved = [i for i, event in enumerate(events) if event == ("save", "state")]
+    assert len(saved) == 2
+    for before, i in zip([0, *saved], saved, strict=False):
+        assert {("flush", "labels.jsonl"), ("wait", "prm")} <= set(events[before:i])
 
 
 def test_lines_are_paid_by_the_prm_that_has_learned_of_them(monkeypatch, tmp_path):
     """Scores are those of the PRM after the updates of the step, for completions too."""
-    seen = []
+    learned, paid = [], []
+    learn, assemble = LearningPRM.learn, Rollouts.assemble
 
-    def scoring(policy, scalar, mesh, **how):
-        score = make_score(policy, scalar, mesh, **how)
+    def learning_spied(self, step, labelled):
+        metrics = learn(self, step, labelled)
+        learned.append(jax.tree.map(jnp.copy, self.params))  # they are donated later
+        return metrics
 
-        def spied(reference, critic, prm, samples):
-            found = score(reference, critic, prm, samples)
-            expected = prefix_scores(SCALAR, prm, samples.tokens, samples.valid)
-            seen.append([np.asarray(x) for x in (found[2], expected, samples.completion_mask)])
-            return found
+    def assembling(self, samples, completions, outcome, ref_logp, values, scores):
+        paid.append((samples, np.asarray(scores)))
+        return assemble(self, samples, completions, outcome, ref_logp, values, scores)
 
-        return spied
-
-    monkeypatch.setattr(rl_stage, "make_score", scoring)
-    rows = trained(tmp_path / "run", settings(ON_TOP), labelled=BEFORE)
-    assert len(seen) == 3
-    for scores, expected, mask in seen:
+    monkeypatch.setattr(LearningPRM, "learn", learning_spied)
+    monkeypatch.setattr(Rollouts, "assemble", assembling)
+    trained(tmp_path / "run", settings(ON_TOP), labelled=BEFORE)
+    assert len(learned) == len(paid) == 3
+    for prm, (samples, scores) in zip(learned, paid, strict=True):
+        expected = np.asarray(prefix_scores(SCALAR, prm, samples.tokens, samples.valid))
+        mask = np.asarray(samples.completion_mask)
         np.testing.assert_allclose(scores[mask], expected[mask], rtol=1e-4, atol=1e-5)
         assert scores[:8][mask[:8]].any() and scores[8:][mask[8:]].any()
-    assert all("reward/unplaced" not in row or row["reward/unplaced"] == 0 for row in rows)
 
 
 def test_value_init_goes_with_a_prm_of_its_own(tmp_path):
@@ -252,12 +278,3 @@ def test_several_hosts_are_refused(monkeypatch):
     monkeypatch.setattr(truth.hosts, "count", lambda: 2)
     with pytest.raises(ConfigError, match="dense.prm_updates = 3 .* 2 hosts"):
         truth.check_source(run)
-
-
-def test_the_baseline_does_not_learn(monkeypatch, tmp_path):
-    made = []
-    monkeypatch.setattr(rl_stage, "LearningPRM", lambda *args: made.append(args))
-    monkeypatch.setattr(rl_stage, "_ppo", lambda run, stage, **how: made.append(how))
-    rl_stage.rl(run_of(settings(ALONE), some_pass))
-    rl_prm(run_of(settings(ALONE), some_pass))
-    assert made == [{"prm": None}, {"prm": None, "truth": False, "online": True}]

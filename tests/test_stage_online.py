@@ -75,9 +75,10 @@ def extended(monkeypatch, folder, texts, **settings):
     mask = valid & (np.arange(WIDTH + ROOM) >= WIDTH)
     samples = Samples(tokens, valid, mask, np.where(mask, np.float32(-1), np.float32(0)))
     passed = np.array([text == RIGHT for text in texts], np.float32)
-    labels = OnlineLabels(run, WIDTH)
+    labels = OnlineLabels(run, folder, WIDTH)
     problems = [PROBLEM] * len(rows)
-    with labels.open(folder, 3):
+    with labels:
+        labels.go_on(3, ())
         found = labels.extend("policy", 3, problems, rows, samples, passed, 2 * passed)
     return found, labels._completer.calls  # type: ignore[attr-defined]
 

@@ -146,21 +146,22 @@ class DenseConfig(Section):
     enabled: bool = True
     """DenseReward on or off."""
     source: Literal["prm", "oracle", "labels"] = "prm"
-    """Who scores the lines. prm: the PRM. labels: no PRM, so that stages label and prm can be left
-    out (--stages), but labels of the step's own failing responses, by the policy that wrote them;
-    its completions train it as well. Of `label` it reads samples_per_prefix, wave, settle, search
-    and neutral_comments. oracle: the exact one of the built-in problems, a ceiling for comparisons
-    and no method, since it knows the solution."""
+    """Who scores the lines. prm: the PRM. labels: no PRM of stage prm, so that label and prm can be
+    left out (--stages), but labels of the step's own failing responses, by the policy that wrote
+    them; its completions train it as well. Of `label` it reads samples_per_prefix, wave, settle,
+    search and neutral_comments. oracle: the exact one of the built-in problems, a ceiling for
+    comparisons and no method, since it knows the solution."""
     completions: int = 64
     """Where rollouts are labelled (source `labels`, or prm_updates): at most so many of the
     ppo.rollouts of a step are completions of its failing responses, and places that they leave stay
     empty; the rest are whole responses."""
     prm_updates: int = 0
     """Above 0, a PRM learns from labels of the policy's own responses as RL goes on, by so many
-    optimizer steps before each of PPO's, and scores the lines of all of them. With source `prm` it
-    begins as stage `prm` left it, and half of each batch are responses of that stage; with `labels`
-    as a fresh head on the SFT policy, of these labels alone. Of `prm` it reads all but steps and
-    repairs; with one response to a prompt, selection 'full' is often the better one."""
+    optimizer steps in each step of PPO, before its own, and scores the lines of all responses. With
+    source `prm` it begins as stage `prm` left it, and half of a batch are what that stage learned
+    from; with `labels` as a fresh head on the SFT policy, of these labels alone. Its optimizer,
+    batches, selection and targets are those of `prm`; with one response to a prompt, 'remove_hard'
+    leaves out all whose first line is lost, and 'full' none."""
     form: Literal["value", "progress", "min", "good_prefix", "plan"] = "value"
     """value: lam R / (lines), the paper's. progress: lam (R - R of the line before). min: lam R of
     the worst line, nearly. good_prefix: lam where the lines before the first error end. plan: lam R

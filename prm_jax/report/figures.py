@@ -30,7 +30,7 @@ _VARIABLES = {
     COLORS["rl_prm"]: "--rl-prm",
 }
 # Colour is never the only channel: every arm has its own line and marker too.
-LINES = {"sft": ":", "rl": (0, (5, 2)), "rl_prm": "-", "prm": "-"}
+LINES = {"sft": ":", "rl": (0, (5, 2)), "rl_prm": "-", "prm": "-."}
 MARKERS = {"sft": "s", "rl": "o", "rl_prm": "D"}
 
 _STYLE: dict[Any, Any] = {

@@ -35,6 +35,7 @@ _SCORERS = {  # by dense.source: what RL + PRM is beside RL
     "oracle": "with line rewards of the exact oracle in the PRM's place",
     "labels": "with labels of its own failing responses in the PRM's place",
 }
+_LEARNING = "with a process reward model that learns on the way"
 
 # The only script of the page: the button that switches between light and dark.
 _SCRIPT = """
@@ -99,7 +100,7 @@ def _page(*, results: dict, metrics: list, programs: list, config: dict | None) 
         results=results,
         arms=arms,
         names=figures.ARMS,
-        scorer=_SCORERS[((config or {}).get("dense") or {}).get("source", "prm")],
+        scorer=_scorer((config or {}).get("dense") or {}),
         curves=curves[:_CURVES_AT_ONCE],
         more_curves=curves[_CURVES_AT_ONCE:],
         stages=[s for s in ("sft", "rl", "prm", "rl_prm") if any(m["stage"] == s for m in metrics)],
@@ -116,6 +117,11 @@ def _page(*, results: dict, metrics: list, programs: list, config: dict | None) 
         programs=[with_suspect(p, prm.get("first_error", {}).get("threshold")) for p in programs],
         config=None if config is None else json.dumps(config, indent=2, ensure_ascii=False),
     )
+
+
+def _scorer(dense: dict[str, Any]) -> str:
+    learns = dense.get("prm_updates", 0) > 0
+    return _LEARNING if learns else _SCORERS[dense.get("source", "prm")]
 
 
 def _long(arm: dict[str, Any]) -> dict[str, Any]:

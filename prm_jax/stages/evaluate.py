@@ -35,6 +35,10 @@ def evaluate(run: Run) -> None:
     asked = [problem for problems in sets.values() for problem in problems]
     main = next(iter(sets))
     arms = [arm for arm in ARMS if run.done(arm) is not None]
+    # The PRM that scores the programs of each arm: one that learned beside the policy, if there is.
+    scorers = dict.fromkeys(arms, "prm/model") if run.done("prm") is not None else {}
+    if "rl_prm" in arms and hosts.first((run.workdir / "rl_prm/prm").exists):
+        scorers["rl_prm"] = "rl_prm/prm"
     found: dict[str, dict[str, list[list[Attempt]]]] = {}
     plans: dict[str, dict[str, float | int | None]] = {}
     critics: dict[str, dict[str, float | int | None]] = {}
@@ -64,7 +68,6 @@ def evaluate(run: Run) -> None:
                 plans[arm] = plan_variance(run, of_plans, params, problems, journal, arm)
         if config.inspect and len(run.problems.validation) > 1:
             inspection = Inspection(run, memo, journal)
-            learned = hosts.first((run.workdir / "rl_prm/prm").exists)
             for arm in arms:
                 if hosts.first((run.workdir / arm / "critic").exists):
                     params = run.restore(f"{arm}/critic", run.scalar)
@@ -74,9 +77,9 @@ def evaluate(run: Run) -> None:
                 as_critic = inspection.critic("sft", prm_params)
                 if "rl" in arms:
                     by_completions = inspection.calibration(prm_params)
-                if "rl_prm" in arms and not learned:
+                if scorers.get("rl_prm") == "prm/model":
                     drift = inspection.prm("rl_prm", prm_params)
-            if "rl_prm" in arms and learned:
+            if scorers.get("rl_prm") == "rl_prm/prm":
                 drift = inspection.prm("rl_prm", None)
 
     results: dict[str, Any] = {
@@ -121,7 +124,12 @@ def evaluate(run: Run) -> None:
             results["prm"]["as_critic"] = as_critic
         if by_completions:
             results["prm"]["by_completions"] = by_completions
-        _write_scored(run, sets[main], {arm: found[arm][main] for arm in arms})
+    scored = []
+    for path in ("prm/model", "rl_prm/prm"):
+        judged = {arm: found[arm][main] for arm in arms if scorers.get(arm) == path}
+        scored += _scored(run, path, sets[main], judged) if judged else []
+    if scored:
+        write_json_lines(run.workdir / "evaluate/scored.jsonl", scored)
     if drift:
         results.setdefault("prm", {})["by_step_of_rl_prm"] = drift
     write_atomically(run.workdir / "results.json", json.dumps(results, indent=2))
@@ -240,11 +248,11 @@ def _oracle_agreement(run: Run, train: list[LabelledResponse]) -> dict[str, floa
     }
 
 
-def _write_scored(
-    run: Run, problems: list[Problem], attempts: dict[str, list[list[Attempt]]]
-) -> None:
-    """A few failing and passing programs of each arm, their lines scored by the PRM."""
-    params = run.restore("prm/model", run.scalar)
+def _scored(
+    run: Run, path: str, problems: list[Problem], attempts: dict[str, list[list[Attempt]]]
+) -> list[dict[str, Any]]:
+    """A few failing and passing programs of each arm, their lines scored by the PRM at `path`."""
+    params = run.restore(path, run.scalar)
     chosen: list[tuple[str, Problem, Attempt]] = []
     for arm, rows in attempts.items():
         firsts = [(arm, problem, row[0]) for problem, row in zip(problems, rows, strict=True)]
@@ -285,7 +293,7 @@ def _write_scored(
                 "first_error": _first_error(run, problem, line),
             }
         )
-    write_json_lines(run.workdir / "evaluate/scored.jsonl", rows)
+    return rows
 
 
 def _first_error(run: Run, problem: Problem, lines: Lines) -> int | None:

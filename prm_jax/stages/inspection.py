@@ -13,7 +13,7 @@ import numpy as np
 
 from prm_jax.checkpoint import Checkpoints
 from prm_jax.rl.lines import step_ends
-from prm_jax.rl.statistics import auc_within_groups, value_error
+from prm_jax.rl.statistics import auc_within_groups, pass_at_k, value_error
 from prm_jax.stages.attempts import Attempt, Memo, Sampling, Start
 from prm_jax.stages.journal import Journal
 from prm_jax.stages.prm import (
@@ -42,9 +42,9 @@ class Inspection:
         self._journal = journal
         self._problems = list(run.problems.validation)[: run.config.evaluate.inspect]
         temperature = run.config.ppo.temperature
-        self._responding, self._completing = (
+        self._responding, self._responding_once, self._completing = (
             Sampling(run, memo, samples=samples, temperature=temperature)
-            for samples in (RESPONSES, COMPLETIONS)
+            for samples in (RESPONSES, 1, COMPLETIONS)
         )
 
     def prm(self, arm: str, params: Any | None) -> dict[str, dict[str, Any]]:
@@ -128,7 +128,7 @@ class Inspection:
             key = run.key(Stream.INSPECT, step, 2)
             asked = [Start(problem) for problem in some]
             name = f"prm/respond/{step}"
-            rows = self._responding.run(params_of_step, asked, key, self._journal, name)
+            rows = self._responding_once.run(params_of_step, asked, key, self._journal, name)
             for problem, row in zip(some, rows, strict=True):
                 ids = row[0].ids
                 ends, kinds = step_ends(run.lines(ids))
@@ -142,7 +142,12 @@ class Inspection:
         passed = np.array([[a.passed for a in row] for row in rows], bool)
         scores = step_scores(run, params, [p for p, _ in places], [at for _, at in places])
         cuts = np.cumsum(of_response)[:-1]
-        return against_completions(scores, np.split(passed.reshape(-1, COMPLETIONS), cuts))
+        of_one = run.config.prm.target == "binary"
+        return against_completions(
+            scores,
+            np.split(passed.reshape(-1, COMPLETIONS), cuts),
+            k=min(run.config.label.samples_per_prefix, COMPLETIONS) if of_one else 1,
+        )
 
     def _responses(self, arm: str, step: int) -> list[list[Attempt]]:
         run = self._run
@@ -153,14 +158,15 @@ class Inspection:
 
 
 def against_completions(
-    scores: Sequence[np.ndarray], passed: Sequence[np.ndarray]
+    scores: Sequence[np.ndarray], passed: Sequence[np.ndarray], *, k: int
 ) -> dict[str, Any]:
     """Scores of a response's prefixes [M] against their completions [M, n], of many responses.
 
-    Prefixes behind the first that none of the n saved are left out. `saved`: the share that one of
-    n saves, which is what a label says; `calibration` and `ece` hold (score + 1) / 2 against it;
-    `correlation` is that of the score with the share that passes, less the noise of n
-    (`value_error`); `pass_rate` is the mean share.
+    Prefixes behind the first that none of the n saved are left out. `saved` is the mean chance that
+    one of `k` completions passes, without bias (`pass_at_k`): with the labels' own K, what the PRM
+    learned; `calibration` and `ece` hold (score + 1) / 2 against it. `correlation` is that of the
+    score with the share that passes, less the noise of n (`value_error`); `pass_rate` is the mean
+    share.
     """
     kept = []
     for of_response in passed:
@@ -168,10 +174,12 @@ def against_completions(
         kept.append((lost == 0) | ((lost == 1) & ~of_response.any(axis=1)))
     flat = np.concatenate([s[k] for s, k in zip(scores, kept, strict=True)])
     outcomes = np.concatenate([p[k] for p, k in zip(passed, kept, strict=True)])
-    saved = np.asarray(outcomes.any(axis=1))
+    n = np.full(len(outcomes), outcomes.shape[1], np.int64)
+    saved = pass_at_k(n, outcomes.sum(axis=1), k)
     return {
         "prefixes": len(flat),
         "completions": outcomes.shape[1],
+        "k": k,
         "pass_rate": float(outcomes.mean()) if len(flat) else None,
         "saved": float(saved.mean()) if len(flat) else None,
         "correlation": or_none(value_error(flat, outcomes).correlation) if len(flat) > 1 else None,

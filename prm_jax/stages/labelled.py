@@ -6,13 +6,12 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from prm_jax import hosts
 from prm_jax.config import ConfigError
 from prm_jax.rl.labels import response_class
-from prm_jax.stages.run import Run
+from prm_jax.stages.run import Run, whole_lines
 from prm_jax.stages.search import Response, Split
 from prm_jax.types import LineKind, PrefixLabels
 
@@ -94,7 +93,8 @@ class Candidate(NamedTuple):
 
 def read_labels(run: Run, name: Literal["labels", "repairs"] = "labels") -> list[LabelledResponse]:
     """The labelled responses that the label stage left, or the repairs of failing ones."""
-    lines = whole_lines(run.workdir / f"label/{name}.jsonl")
+    path = run.workdir / f"label/{name}.jsonl"
+    lines = hosts.first(lambda: whole_lines(path))
     return [LabelledResponse.from_json(line) for line in lines]
 
 
@@ -112,10 +112,5 @@ def read_candidates(run: Run) -> list[Candidate]:
         )
     return [
         Candidate(row["task_id"], row["passed"], tuple(row["ids"]), tuple(row["end_token"]))
-        for row in map(json.loads, whole_lines(path))
+        for row in map(json.loads, hosts.first(lambda: whole_lines(path)))
     ]
-
-
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a file that the first host sees; one that a kill tore is left out."""
-    return hosts.first(lambda: path.read_text(encoding="utf-8").split("\n")[:-1])

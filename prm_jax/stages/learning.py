@@ -65,7 +65,7 @@ class LearningPRM:
     def learn(self, step: int, labelled: Sequence[LabelledResponse]) -> dict[str, jax.Array]:
         """Takes the labels of a step of PPO in, and makes its updates; their mean metrics.
 
-        None, as long as there is nothing to learn from.
+        It makes no update, and has no metrics, as long as there is nothing to learn from.
         """
         self._own.add(select_responses(self._run, labelled))
         pools = [pool for pool in (self._own, self._before) if pool.responses]

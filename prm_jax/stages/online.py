@@ -82,14 +82,14 @@ class OnlineLabels:
     search that is cut off leaves no label. Of the samples of one prompt, the first ones are
     searched before the second ones.
 
-    A context manager, once it is open: it has the file of its labels, and keeps the PRM that learns
-    from them, if there is one.
+    A context manager, which keeps its labels in `labels.jsonl`, and the PRM that learns from them,
+    if there is one, in `prm`.
     """
 
-    def __init__(self, run: Run, width: int, learner: LearningPRM | None = None):
-        """`width` is P, the columns of the grid that hold prompts."""
+    def __init__(self, run: Run, folder: Path, width: int, learner: LearningPRM | None = None):
+        """`folder` is the stage's; `width` is P, the columns of the grid that hold prompts."""
         config = run.config
-        self._run, self._width, self._learner = run, width, learner
+        self._run, self._folder, self._width, self._learner = run, folder, width, learner
         self._files = contextlib.ExitStack()
         self._searches = Searches(run)
         self._open = max(1, config.dense.completions // (ROUNDS * config.label.wave))
@@ -109,19 +109,24 @@ class OnlineLabels:
             stops=run.stops,
         )
 
-    def open(
-        self, folder: Path, start: int, states: Sequence[TrainState] = ()
-    ) -> contextlib.AbstractContextManager:
-        """Opens the folder of a stage that goes on from step `start`, where it left `states`."""
-        self._labels = self._files.enter_context(
-            StepLines(folder / "labels.jsonl", start, "checkpoint")
-        )
+    def go_on(self, start: int, states: Sequence[TrainState]) -> None:
+        """Opens its files, as a stage that goes on from step `start` needs them.
+
+        `states` are those that a checkpoint had, if there was one.
+        """
+        labels = StepLines(self._folder / "labels.jsonl", start, "checkpoint")
+        self._labels = self._files.enter_context(labels)
         if self._learner is not None:
-            self._prms = self._files.enter_context(Checkpoints(folder / "prm"))
-            for state in states if start else ():
-                lines = self._labels.lines()
-                self._learner.resume(state, map(LabelledResponse.from_json, lines))
-        return self._files
+            self._prms = self._files.enter_context(Checkpoints(self._folder / "prm"))
+            if start:
+                (state,) = states
+                self._learner.resume(state, map(LabelledResponse.from_json, labels.lines()))
+
+    def __enter__(self) -> "OnlineLabels":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._files.close()
 
     @property
     def states(self) -> tuple[TrainState, ...]:
@@ -166,8 +171,7 @@ class OnlineLabels:
             )
             for problem, ids, passes in zip(problems, completions, passed, strict=True)
         ]  # fmt: skip
-        order = self._order(responses)
-        searched, found = self._search(params, step, responses, order)
+        searched, found = self._search(params, step, responses)
         earns = earned([one.verdict for one in found], run.config.ppo.outcome)
         repaired = [
             make_response(run, one.response.problem, "train", step, one.attempt) for one in found
@@ -176,7 +180,7 @@ class OnlineLabels:
         missing = n - len(responses) - len(found)
         scores = np.zeros((n, samples.tokens.shape[1]), np.float32)
         labelled = []
-        drawn = _drawn(responses, order, searched)
+        drawn = searched | _passing_beside(searched, responses)
         for row, response in enumerate([*responses, *repaired]):
             if response.passed or row in searched:
                 neutral = run.config.label.neutral_comments
@@ -202,15 +206,12 @@ class OnlineLabels:
             },
         )
 
-    def _order(self, responses: Sequence[Response]) -> list[int]:
-        """In which order the responses have their turn."""
-        samples = self._run.config.ppo.samples_per_prompt
-        return sorted(range(len(responses)), key=lambda i: (i % samples, i))
-
     def _search(
-        self, params: Any, step: int, responses: Sequence[Response], order: Sequence[int]
+        self, params: Any, step: int, responses: Sequence[Response]
     ) -> tuple[set[int], list[_Completion]]:
         """The numbers of the failing responses that were searched to the end, and what it took."""
+        samples = self._run.config.ppo.samples_per_prompt
+        order = sorted(range(len(responses)), key=lambda i: (i % samples, i))
         rank = {number: i for i, number in enumerate(order)}
         waiting = collections.deque(
             i for i in order if not responses[i].passed and self._fits(responses[i])
@@ -307,13 +308,12 @@ class OnlineLabels:
         return Samples(**hosts.place(both, batch_sharding(self._run.mesh)))
 
 
-def _drawn(responses: Sequence[Response], order: Sequence[int], searched: set[int]) -> set[int]:
-    """Those that a PRM learns of: with labels, and none that had its turn after the last search.
+def _passing_beside(searched: set[int], responses: Sequence[Response]) -> set[int]:
+    """Responses that pass, the first ones, in the share that they have among all responses.
 
-    All that pass would be many more of these than there are among the policy's responses.
+    All of them would be many more than there are to the failing ones that were searched.
     """
-    failing = [number for number in order if not responses[number].passed]
-    reached = len(order)
-    if set(failing) - searched:
-        reached = max((order.index(number) + 1 for number in searched), default=0)
-    return {number for number in order[:reached] if responses[number].passed or number in searched}
+    passing = [number for number, response in enumerate(responses) if response.passed]
+    failing = len(responses) - len(passing)
+    share = len(searched) / failing if failing else 1.0
+    return set(passing[: round(share * len(passing))])

@@ -110,7 +110,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
     if online:
         learner = None if dense.prm_updates == 0 else _learner(run, reference, dense_prm)
         dense_prm = None  # the learner has it from here on
-        labels = OnlineLabels(run, rollouts.width, learner)
+        labels = OnlineLabels(run, run.workdir / stage, rollouts.width, learner)
         asked = Rollouts(run, n=run.config.whole_responses)
     rewards = {
         "lam_fail": dense.lam_fail,
@@ -188,19 +188,17 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
         Checkpoints(run.workdir / stage / "policy") as policies,
     ):
         start = states.steps()[-1] if states.steps() else 0
-        states_of_labels: Any = () if labels is None else labels.states
+        of_labels = () if labels is None else labels.states
         if start:
-            policy, critic, *states_of_labels = states.restore(
-                start, (policy, critic, *states_of_labels)
-            )
+            policy, critic, *of_labels = states.restore(start, (policy, critic, *of_labels))
         run.log.rewind(stage, start)
         with (
             Exploration(run.workdir / stage, start) as exploration,
             Progress(config.steps, stage, initial=start) as progress,
-            contextlib.nullcontext()
-            if labels is None
-            else labels.open(run.workdir / stage, start, states_of_labels),
+            labels or contextlib.nullcontext(),
         ):
+            if labels is not None:
+                labels.go_on(start, of_labels)
             for step in range(start, config.steps):
                 begun_s = time.perf_counter()
                 policy_params = join(policy.params, policy_frozen)
@@ -259,8 +257,8 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
                     policies.wait()  # a resume from this state does not save them again
                     if labels is not None:
                         labels.flush()
-                        states_of_labels = labels.states
-                    states.save(done, (policy, critic, *states_of_labels))
+                    of_labels = () if labels is None else labels.states
+                    states.save(done, (policy, critic, *of_labels))
                 if stop:
                     raise hosts.Stopped
         run.log.flush()

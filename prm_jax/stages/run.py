@@ -224,5 +224,10 @@ def write_atomically(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file; one that a kill tore is left out."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
 def write_json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TextIO
 
 from prm_jax import hosts
-from prm_jax.stages.run import write_atomically
+from prm_jax.stages.run import whole_lines, write_atomically
 
 
 class StepLines:
@@ -36,9 +36,8 @@ class StepLines:
             os.fsync(self._file.fileno())
 
     def lines(self) -> list[str]:
-        """What is in the file, on the host that has it; a line that a kill tore is left out."""
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        return text.split("\n")[:-1]
+        """What is in the file, on the host that has it."""
+        return whole_lines(self._path) if self._path.exists() else []
 
     def __enter__(self) -> "StepLines":
         return self

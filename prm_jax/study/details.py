@@ -92,9 +92,9 @@ _PRM = (
     _Column("as_critic", "as the first critic: correlation"),
 )
 _COMPLETED = (
-    _Column("saved_by_completions", "prefixes that one saves"),
-    _Column("ece_by_completions", "ECE"),
-    _Column("correlation_by_completions", "correlation with the share that passes"),
+    _Column("saved", "prefixes that one of the labels' K saves"),
+    _Column("ece", "ECE"),
+    _Column("correlation", "correlation with the share that passes"),
 )
 _STYLE = (
     _Column("accused_as_written", "accused as written, %", percent),
@@ -182,7 +182,7 @@ def details(arms: Sequence[ArmRow], *, confidence: float) -> list[Detail]:
             "The PRM's scores of prefixes of responses by the baseline's checkpoints, against "
             f"{COMPLETIONS} completions of each by the policy that it ends with (docs/results.md).",
             _COMPLETED,
-            [row for row in prms if "ece_by_completions" in row[1]],
+            _distinct([(arm.name, arm.by_completions) for arm in arms if arm.by_completions]),
             confidence,
         ),
         _detail(

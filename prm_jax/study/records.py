@@ -200,8 +200,11 @@ def outcome(run: StudyRun, workdir: Path) -> dict[str, Any]:
                 found[name] = arm[name]
         if "test_long" in arm:
             found["long"] = arm["test_long"]["pass_at_1"]["value"]
+    # A workdir may hold labels that this run did not ask for; a PRM that learned in it is its own.
+    dense = run.config.dense
+    learned = run.arm.measure == "rl_prm" and dense.labels_online and dense.prm_updates > 0
     for name in ("label_cost", "labels", "prm"):
-        if name in results and "label" in run.stages:
+        if name in results and ("label" in run.stages or (name == "prm" and learned)):
             found[name] = results[name]
     return found
 

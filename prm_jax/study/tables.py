@@ -39,6 +39,7 @@ class ArmRow:
     cpu_s: float | None  # of all attempts, as far as they are known, shared stages left out
     labels: BySeed  # what they cost, and how right they are
     prm: BySeed
+    by_completions: BySeed  # the PRM against many completions of each prefix
     training: BySeed  # what the rollouts solved, what plans decide, the critic's error
     of_baseline: dict[str, BySeed]  # the PRM on the baseline's checkpoints, by step
     drift: dict[str, BySeed]  # the PRM on the policy's checkpoints, by step
@@ -140,6 +141,7 @@ def _row(study: Study, arm: Arm, by_arm: dict[str, dict[int, Record]]) -> ArmRow
         cpu_s=_mean([r.get("cpu_s_all_attempts") or r["cpu_s"] for r in records]),
         labels=_by_seed({seed: _labelled(r) for seed, r in found.items()}),
         prm=_by_seed({seed: _judged(r) for seed, r in found.items()}),
+        by_completions=_by_seed({seed: _by_completions(r) for seed, r in found.items()}),
         training=_by_seed({seed: _trained(r) for seed, r in found.items()}),
         of_baseline={step: _by_seed(some) for step, some in _of_baseline(found).items()},
         drift={step: _by_seed(some) for step, some in _drift(found).items()},
@@ -177,15 +179,17 @@ def _judged(record: Record) -> dict[str, float | None]:
         "any_of_n": reranking.get("any_of_n"),
         "as_critic": prm.get("as_critic", {}).get("correlation"),
         **{
-            f"{name}_by_completions": prm.get("by_completions", {}).get(name)
-            for name in ("ece", "correlation", "saved")
-        },
-        **{
             f"{name}_{style}": said.get(name)
             for style, said in prm.get("style", {}).items()
             for name in ("accused", "mean_change")
         },
     }
+
+
+def _by_completions(record: Record) -> dict[str, float | None]:
+    """The PRM against many completions, where the run had the policies that it takes."""
+    found = record.get("prm", {}).get("by_completions", {})
+    return {name: found.get(name) for name in ("saved", "ece", "correlation")}
 
 
 def _trained(record: Record) -> dict[str, float | None]:

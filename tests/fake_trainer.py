@@ -92,6 +92,9 @@ def evaluate(config: Any, workdir: Path) -> None:
     if (workdir / "label/done.json").exists():
         results["label_cost"] = {"completions_per_label": 1.5}
         results["labels"] = {"oracle_first_error_exact": 0.75}
+    learned = "rl_prm" in arms and config.dense.prm_updates > 0
+    if learned or (workdir / "prm/done.json").exists():
+        results["prm"] = {"by_step_of_rl_prm": {}}
     (workdir / "results.json").write_text(json.dumps(results))
 
 

@@ -367,6 +367,19 @@ def test_the_page_says_who_scored_the_lines(tmp_path):
     (workdir / "config.json").write_text(to_json(config))
     page = write_report(workdir).read_text()
     assert "labels of its own failing responses" in page
+    config = Config(dense=DenseConfig(source="labels", prm_updates=2), value_init=False)
+    (workdir / "config.json").write_text(to_json(config))
+    page = write_report(workdir).read_text()
+    assert "learns on the way" in page and "labels of its own" not in page
+
+
+def test_a_prm_that_learned_from_nothing_was_judged_on_its_policy_alone(tmp_path):
+    results, _ = make_workdir(tmp_path)
+    results["prm"] = {"by_step_of_rl_prm": results["prm"]["by_step_of_rl_prm"]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    said = " ".join(Page(write_report(tmp_path).read_text()).texts)
+    assert "The PRM on each checkpoint of RL + PRM" in said
+    assert "Judged by the labels" not in said and "Telling right from wrong" not in said
 
 
 def test_results_alone_are_enough(tmp_path):

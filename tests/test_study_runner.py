@@ -248,6 +248,16 @@ def test_an_arm_may_be_measured_by_its_labels_or_its_prm_alone(tmp_path, log):
     assert {run.arm.name for run in study_runs(one, final=True)} == {"ppo", "dense"}
 
 
+def test_what_is_said_of_a_prm_that_learned_from_nothing_is_kept(tmp_path, log):
+    online = {"dense.source": "labels", "dense.prm_updates": 1, "dense.completions": 8}
+    one = study(arms=(*ARMS[1:3], Arm("at_once", online)), seeds=(0,))
+    good, records = go(one, tmp_path)
+    assert good
+    by = {r["arm"]: r for r in records}
+    assert "label_cost" not in by["at_once"] and by["at_once"]["prm"] == {"by_step_of_rl_prm": {}}
+    assert "prm" not in by["ppo"]
+
+
 def test_final_runs_make_what_they_take_from_an_arm_without_a_policy(tmp_path, log):
     """Though its workdir is gone, and though it has no pass@1 on the final problems itself."""
     taken = Arm("warm", {"ppo.critic_warmup_steps": 2}, shares="prms")

@@ -218,6 +218,7 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
         }
         for step, best in (("13", 0.234), ("5", 0.345))
     }  # fmt: skip
+    prm["by_completions"] = {"saved": 0.5432, "ece": 0.1789, "correlation": 0.6543}
     records[-1] |= {"critic": {"correlation": 0.87, "rmse": 0.19, "rmse_of_mean": 0.21}}
     records[-1] |= {"prm": prm, "labels": {"oracle_first_error_exact": 0.9}}
     records[-1] |= {"plans": {"plan_share": 0.321}}
@@ -239,6 +240,7 @@ def test_the_page_and_the_markdown_say_the_same_numbers(tmp_path):
     assert re.sub(" +", " ", row).startswith("| dense | 3 × 2 | 53.3 | 27.5 to 79.2 |")
     assert "| +3.3 |" in row
     numbers = "53.3 27.5 79.2 +3.3 +10.5 0.71 0.80 0.90 62.5 32.1 0.87 0.19 23.4 34.5 0.43 -0.25"
+    numbers += " 0.54 0.18 0.65"
     for shown in numbers.split():
         assert shown in page and shown in text, shown
     assert text.index("| dense, 5 |") < text.index("| dense, 13 |")

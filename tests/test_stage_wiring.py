@@ -230,10 +230,9 @@ def test_scored_programs_carry_the_score_of_each_line_and_the_oracles_first_erro
         ],
     }
     problems = [problem("p", "one", horizon=3), problem("q", "two", horizon=4)]
-    evaluate_stage._write_scored(run, problems, attempts)
-    text = (tmp_path / "evaluate/scored.jsonl").read_text()
-    rows = {(row["arm"], row["task_id"]): row for row in map(json.loads, text.splitlines())}
-    assert len(text.splitlines()) == len(rows) == 4
+    found = evaluate_stage._scored(run, "prm/model", problems, attempts)
+    rows = {(row["arm"], row["task_id"]): row for row in json.loads(json.dumps(found))}
+    assert len(found) == len(rows) == 4
 
     def shown(arm: str, name: str) -> list[tuple]:
         row = rows[arm, name]
@@ -257,6 +256,18 @@ def test_scored_programs_carry_the_score_of_each_line_and_the_oracles_first_erro
     assert shown("sft", "q") == ["passed", True, None, *code]
     assert shown("rl", "p") == ["error", False, 2, *code]
     assert shown("rl", "q") == ["error", False, 0, ("code", TOKENIZER.eos_id)]
+
+
+def test_a_prm_that_learned_beside_a_policy_scores_its_programs(tmp_path):
+    run = run_with(Config(), workdir=tmp_path)
+    assert evaluate_stage._scorers(run, ["sft", "rl_prm"]) == {}
+    (tmp_path / "rl_prm/prm").mkdir(parents=True)
+    assert evaluate_stage._scorers(run, ["sft", "rl_prm"]) == {"rl_prm": "rl_prm/prm"}
+    (tmp_path / "prm").mkdir()
+    (tmp_path / "prm/done.json").write_text("{}")
+    found = evaluate_stage._scorers(run, ["sft", "rl", "rl_prm"])
+    assert found == {"sft": "prm/model", "rl": "prm/model", "rl_prm": "rl_prm/prm"}
+    assert evaluate_stage._scorers(run, ["sft"]) == {"sft": "prm/model"}
 
 
 def test_pass_rates_by_hand():

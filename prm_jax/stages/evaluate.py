@@ -35,10 +35,7 @@ def evaluate(run: Run) -> None:
     asked = [problem for problems in sets.values() for problem in problems]
     main = next(iter(sets))
     arms = [arm for arm in ARMS if run.done(arm) is not None]
-    # The PRM that scores the programs of each arm: one that learned beside the policy, if there is.
-    scorers = dict.fromkeys(arms, "prm/model") if run.done("prm") is not None else {}
-    if "rl_prm" in arms and hosts.first((run.workdir / "rl_prm/prm").exists):
-        scorers["rl_prm"] = "rl_prm/prm"
+    scorers = _scorers(run, arms)
     found: dict[str, dict[str, list[list[Attempt]]]] = {}
     plans: dict[str, dict[str, float | int | None]] = {}
     critics: dict[str, dict[str, float | int | None]] = {}
@@ -134,6 +131,14 @@ def evaluate(run: Run) -> None:
         results.setdefault("prm", {})["by_step_of_rl_prm"] = drift
     write_atomically(run.workdir / "results.json", json.dumps(results, indent=2))
     run.finish("evaluate", {"arms": arms})
+
+
+def _scorers(run: Run, arms: Sequence[str]) -> dict[str, str]:
+    """The PRM that scores each arm's programs: the one that learned beside it, if there is one."""
+    found = dict.fromkeys(arms, "prm/model") if run.done("prm") is not None else {}
+    if "rl_prm" in arms and hosts.first((run.workdir / "rl_prm/prm").exists):
+        found["rl_prm"] = "rl_prm/prm"
+    return found
 
 
 def _by_set(

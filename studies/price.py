@@ -4,10 +4,10 @@
 
 `dense` is DenseReward as the defaults have it, with 8,000 labelled responses; `ppo_same_programs`
 is PPO with all programs that it takes, those of the baseline and of the labels included. The next
-four label with fewer or more completions, at another temperature, or by another completer; each
-trains its own PRM, which pays a policy. In the last ones the PRM learns while RL runs, from
-completions that are some of the rollouts: on top of the labels of `dense`, or (`at_once`) from
-nothing, with as many programs as `ppo`, or as `ppo_4x`.
+two label with fewer completions, or by another completer; each trains its own PRM, which pays a
+policy. Then the PRM learns while RL runs, from completions that are some of the rollouts: on top of
+the labels of `dense`, or (`at_once`) from nothing, with as many programs as `ppo`. The last three
+have four times the rollouts.
 """
 
 from prm_jax.config import ChainsConfig, Config, EvaluateConfig, ProblemsConfig
@@ -16,12 +16,13 @@ from prm_jax.study import Arm, Study
 # `dense` took 136,099 programs in studies/prm.py, its own 6,400 rollouts among them.
 STEPS_OF_AS_MANY_PROGRAMS = 1_064
 LONGER = {"ppo.steps": 200}
-LEARNS = {"dense.prm_updates": 4, "label.samples_per_prefix": 4}
-FEW = {"dense.prm_updates": 1, "label.samples_per_prefix": 4, "dense.completions": 16}
+LEARNS = {"dense.prm_updates": 1, "dense.completions": 16, "label.samples_per_prefix": 4}
 # One response to a prompt: `remove_hard` would leave out all whose first line is called lost.
-AT_ONCE = LEARNS | {
+AT_ONCE = {
     "dense.source": "labels",
+    "dense.prm_updates": 4,
     "dense.completions": 64,
+    "label.samples_per_prefix": 4,
     "prm.selection": "full",
 }
 
@@ -36,9 +37,9 @@ def get_study() -> Study:
         ),
         seeds=(0, 1, 2),
         baseline="ppo",
-        also_less=("dense",),
+        also_less=("dense", "dense_4x"),
         greedy=True,
-        priced=("ppo", "ppo_same_programs", "k4", "dense", "k20"),
+        priced=("ppo", "ppo_4x", "ppo_same_programs", "k4", "dense", "dense_4x"),
         arms=(
             Arm("ppo", measure="rl", about="PPO on unit tests"),
             Arm(
@@ -55,26 +56,10 @@ def get_study() -> Study:
                 about="whoever wrote a response completes its prefixes (paper)",
             ),
             Arm(
-                "cooler",
-                {"label.temperature": 0.6},
-                about="responses and completions for labels at temperature 0.6, not 1",
-            ),
-            Arm(
-                "k20",
-                {"label.samples_per_prefix": 20},
-                about="labels of 20 completions (paper)",
-            ),
-            Arm(
                 "prm_learns",
-                FEW,
+                LEARNS,
                 shares="dense",
                 about="DenseReward; an eighth of the rollouts label others, and the PRM learns",
-            ),
-            Arm(
-                "prm_learns_half",
-                LEARNS | {"dense.completions": 64},
-                shares="dense",
-                about="the same with half of the rollouts",
             ),
             Arm(
                 "at_once",
@@ -82,13 +67,12 @@ def get_study() -> Study:
                 about="policy, critic and PRM at once: half of the programs label the other half",
             ),
             Arm("ppo_4x", LONGER, measure="rl", about="PPO with four times the programs"),
-            Arm("at_once_4x", AT_ONCE | LONGER, about="`at_once` with four times the programs"),
             Arm(
                 "dense_4x", LONGER, shares="dense", about="DenseReward with four times the rollouts"
             ),
             Arm(
                 "prm_learns_4x",
-                FEW | LONGER,
+                LEARNS | LONGER,
                 shares="dense",
                 about="`prm_learns` with four times the rollouts",
             ),

@@ -259,12 +259,12 @@ def test_scored_programs_carry_the_score_of_each_line_and_the_oracles_first_erro
 
 
 def test_a_prm_that_learned_beside_a_policy_scores_its_programs(tmp_path):
-    run = run_with(Config(), workdir=tmp_path)
+    done: dict[str, dict] = {}
+    run = run_with(Config(), workdir=tmp_path, done=done.get)
     assert evaluate_stage._scorers(run, ["sft", "rl_prm"]) == {}
     (tmp_path / "rl_prm/prm").mkdir(parents=True)
     assert evaluate_stage._scorers(run, ["sft", "rl_prm"]) == {"rl_prm": "rl_prm/prm"}
-    (tmp_path / "prm").mkdir()
-    (tmp_path / "prm/done.json").write_text("{}")
+    done["prm"] = {}
     found = evaluate_stage._scorers(run, ["sft", "rl", "rl_prm"])
     assert found == {"sft": "prm/model", "rl": "prm/model", "rl_prm": "rl_prm/prm"}
     assert evaluate_stage._scorers(run, ["sft"]) == {"sft": "prm/model"}

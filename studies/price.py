@@ -16,7 +16,6 @@ from prm_jax.study import Arm, Study
 # `dense` took 136,099 programs in studies/prm.py, its own 6,400 rollouts among them.
 STEPS_OF_AS_MANY_PROGRAMS = 1_064
 LONGER = {"ppo.steps": 200}
-SOME = (0, 1)  # seeds of two arms, for time
 LEARNS = {"dense.prm_updates": 1, "dense.completions": 16, "label.samples_per_prefix": 4}
 # One response to a prompt: `remove_hard` would leave out all whose first line is called lost.
 AT_ONCE = {
@@ -54,7 +53,6 @@ def get_study() -> Study:
             Arm(
                 "author_completes",
                 {"label.completer": "policy"},
-                seeds=SOME,
                 about="whoever wrote a response completes its prefixes (paper)",
             ),
             Arm(
@@ -76,7 +74,6 @@ def get_study() -> Study:
                 "prm_learns_4x",
                 LEARNS | LONGER,
                 shares="dense",
-                seeds=SOME,
                 about="`prm_learns` with four times the rollouts",
             ),
         ),

@@ -275,7 +275,7 @@ def _stage(stage: str, config: Config) -> str:
             "with line rewards of an exact oracle that knows the solutions, a ceiling for "
             "comparisons and no method"
         )
-    elif config.dense.prm_updates and config.dense.labels_online:
+    elif config.dense.prm_learns:
         dense = (
             "with line rewards of a process reward model that learned on the way, from labels of "
             "the policy's own responses, found by completing their prefixes, and with these "
@@ -305,7 +305,7 @@ def _settings(stage: str, config: Config) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     if stage == "rl_prm":
         labels = ("label",) if config.dense.labels_online else ()
-        prm = ("prm",) if labels and config.dense.prm_updates else ()
+        prm = ("prm",) if config.dense.prm_learns else ()
         return {name: settings[name] for name in ("value_init", "dense", "ppo", *labels, *prm)}
     return settings["ppo" if stage == "rl" else stage]
 

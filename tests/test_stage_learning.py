@@ -108,16 +108,16 @@ def test_without_labels_nothing_is_learned():
 @pytest.mark.parametrize(
     ("passed", "searched", "beside"),
     [
-        ("..X..X.X", {0, 1}, {2}),  # two of five were searched: 1.2 of three
-        ("..X..X.X", {0, 1, 3}, {2, 5}),
-        ("..X..X.X", {0, 1, 3, 4, 6}, {2, 5, 7}),
-        ("..X..X.X", set(), set()),
-        ("XXX", set(), {0, 1, 2}),
+        ("..+..+.+", {0, 1}, {2}),  # two of five were searched: 1.2 of three
+        ("..+..+.+", {0, 1, 3}, {2, 5}),
+        ("..+..+.+", {0, 1, 3, 4, 6}, {2, 5, 7}),
+        ("..+..+.+", set(), set()),
+        ("+++", set(), {0, 1, 2}),
         ("...", {1}, set()),
     ],
 )
 def test_passing_responses_keep_their_share(passed, searched, beside):
-    responses = [SimpleNamespace(passed=mark == "X") for mark in passed]
+    responses = [SimpleNamespace(passed=mark == "+") for mark in passed]
     assert online._passing_beside(searched, responses) == beside  # type: ignore[arg-type]
 
 

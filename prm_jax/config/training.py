@@ -212,7 +212,12 @@ class DenseConfig(Section):
     @property
     def labels_online(self) -> bool:
         """Whether stage `rl_prm` labels its own rollouts."""
-        return self.enabled and (self.source == "labels" or self.prm_updates > 0)
+        return self.enabled and (self.source == "labels" or self.prm_learns)
+
+    @property
+    def prm_learns(self) -> bool:
+        """Whether a PRM learns from these labels in stage `rl_prm`."""
+        return self.enabled and self.prm_updates > 0
 
     @property
     def labels_for(self) -> str:

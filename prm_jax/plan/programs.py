@@ -225,7 +225,7 @@ def _ppo(parts: _Parts) -> Iterator[Program]:
     prm = None
     if parts.config.dense.labels_online:
         raise ConfigError(
-            f"dense.{parts.config.dense.labels_for} is not planned, since its searches are not"
+            f"dense.{parts.config.dense.labels_for} is not planned, nor its searches: leave it out"
         )
     if parts.config.dense.enabled and parts.config.dense.source == "prm":
         prm = parts.scalar_params if shares else parts.low(parts.scalar_params)

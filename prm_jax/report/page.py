@@ -120,7 +120,7 @@ def _page(*, results: dict, metrics: list, programs: list, config: dict | None) 
 
 
 def _scorer(dense: dict[str, Any]) -> str:
-    learns = dense.get("prm_updates", 0) > 0
+    learns = dense.get("enabled", True) and dense.get("prm_updates", 0) > 0
     return _LEARNING if learns else _SCORERS[dense.get("source", "prm")]
 
 

@@ -172,8 +172,8 @@ def against_completions(
     for of_response in passed:
         lost = np.cumsum(~of_response.any(axis=1))
         kept.append((lost == 0) | ((lost == 1) & ~of_response.any(axis=1)))
-    flat = np.concatenate([s[k] for s, k in zip(scores, kept, strict=True)])
-    outcomes = np.concatenate([p[k] for p, k in zip(passed, kept, strict=True)])
+    flat = np.concatenate([s[keep] for s, keep in zip(scores, kept, strict=True)])
+    outcomes = np.concatenate([p[keep] for p, keep in zip(passed, kept, strict=True)])
     n = np.full(len(outcomes), outcomes.shape[1], np.int64)
     saved = pass_at_k(n, outcomes.sum(axis=1), k)
     return {

@@ -108,7 +108,7 @@ def _ppo(run: Run, stage: str, prm: Any | None, truth: bool = False, online: boo
     rollouts = Rollouts(run, truth, dense.plan)
     labels, asked = None, rollouts
     if online:
-        learner = None if dense.prm_updates == 0 else _learner(run, reference, dense_prm)
+        learner = _learner(run, reference, dense_prm) if dense.prm_learns else None
         dense_prm = None  # the learner has it from here on
         labels = OnlineLabels(run, run.workdir / stage, rollouts.width, learner)
         asked = Rollouts(run, n=run.config.whole_responses)

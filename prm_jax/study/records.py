@@ -201,8 +201,7 @@ def outcome(run: StudyRun, workdir: Path) -> dict[str, Any]:
         if "test_long" in arm:
             found["long"] = arm["test_long"]["pass_at_1"]["value"]
     # A workdir may hold labels that this run did not ask for; a PRM that learned in it is its own.
-    dense = run.config.dense
-    learned = run.arm.measure == "rl_prm" and dense.labels_online and dense.prm_updates > 0
+    learned = run.arm.measure == "rl_prm" and run.config.dense.prm_learns
     for name in ("label_cost", "labels", "prm"):
         if name in results and ("label" in run.stages or (name == "prm" and learned)):
             found[name] = results[name]

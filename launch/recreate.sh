@@ -40,4 +40,4 @@ until "$here/create.sh" "${slice[@]}" --type="$type" --version="$version" --spot
     if look && [[ $state != ABSENT ]]; then break; fi # it was asked for in spite of the error
     ((--tries)) || exit 1
 done
-exec "$here/setup.sh" "${slice[@]}"
+"$here/setup.sh" "${slice[@]}"

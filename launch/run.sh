@@ -39,17 +39,17 @@ for word in ${rest[@]+"${rest[@]}"}; do
 done
 
 if [[ $poll_s =~ ^[1-9][0-9]*$ ]]; then naps=$poll_s nap_s=1; else naps=1 nap_s=$poll_s; fi
-scratch=$(mktemp -d) job='' training='' attempts=0 status=''
+job='' training='' attempts=0 status=''
 # shellcheck disable=SC2329  # trap calls these two
 finish() {
-    rm -rf "$scratch"
-    if [[ -n $dry_run ]]; then return; fi
-    if ! look; then
+    if [[ -n $dry_run ]]; then :
+    elif ! look; then
         say "cannot see whether $name is still up: launch/status.sh $(quoted "${place[@]}")"
     elif [[ $state != ABSENT || $node != ABSENT ]]; then
         say "$name STILL EXISTS (queued resource $state, VMs $node); VMs cost money until" \
             "launch/delete.sh $me"
     else say "$name does not exist: nothing of it costs money"; fi
+    rm -rf "$scratch"
 }
 # shellcheck disable=SC2329
 interrupt() {
@@ -92,7 +92,7 @@ bring_back() {
 }
 
 attempt() { # one training; sets $status to the worst worker's, or to '' when the slice is lost
-    local command code='' each
+    local command code='' each shown
     command=$(quoted bash prm_jax/launch/worker/train.sh start "$(date +%Y%m%dT%H%M%S)-$$-$((++attempts))" \
         "$workdir" "$bucket" "$sync_every" ${rest[@]+"${rest[@]}"})
     if [[ -n $dry_run ]]; then on_workers "$command"; return; fi
@@ -100,17 +100,17 @@ attempt() { # one training; sets $status to the worst worker's, or to '' when th
     set -m # a group of its own: Ctrl-C is for `interrupt`
     { on_workers "$command" </dev/null 2>&1 || code=$?; echo "${code:-0}" >"$scratch/code"; } |
         tee "$scratch/log" &
-    job=$(jobs -p %%) training=yes
+    shown=$! job=$(jobs -p %%) training=yes
     set +m
     until [[ -s $scratch/code ]]; do
-        for ((nap = 0; nap < naps; nap++)); do [[ -s $scratch/code ]] || sleep "$nap_s"; done
+        for ((nap = 0; nap < naps; nap++)); do [[ -s $scratch/code ]] || { sleep "$nap_s" & wait "$!"; }; done
         if look && over; then
             kill -- "-$job" 2>/dev/null || true
             break
         fi
     done
-    wait "$!" || true
-    [[ ! -s $scratch/code ]] || code=$(<"$scratch/code")
+    wait "$shown" || true
+    [[ ! -s $scratch/code ]] || read -r code <"$scratch/code"
     job='' training='' status=$code # gcloud's is that of the first worker that failed
     [[ -n $code && $code != 0 ]] || return 0
     sed -n 's/^\[worker [0-9]*\] prm_jax.train ended with exit status //p' "$scratch/log" >"$scratch/ends"

@@ -25,8 +25,7 @@ if ! wait_until_ready; then
         "launch/delete.sh $(quoted "$name" "${place[@]}"), then launch/create.sh"
     exit 1
 fi
-archive=$(mktemp -d)/prm_jax.tar.gz
-trap 'rm -rf "${archive%/*}"' EXIT
+archive=$scratch/prm_jax.tar.gz
 if [[ -n $dry_run ]]; then
     echo "# $archive: the checkout, packed with tar"
 else # what git knows or would take up, less what was deleted since

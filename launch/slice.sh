@@ -5,6 +5,8 @@ name='' zone='' project='' type='' version='' network='' subnetwork='' service_a
 bucket='' workdir='' sync_every='' restarts='' delete_when_done='' yes='' dry_run='' rest=() hoped=''
 poll_s=${LAUNCH_POLL_S:-30} # between two looks at the state, in seconds
 script=${0##*/}
+scratch=$(mktemp -d) turn=0
+trap 'rm -rf "$scratch"' EXIT
 
 say() { printf '%s: %s\n' "$script" "$*" >&2; }
 refuse() { say "error: $*"; exit 2; }
@@ -62,6 +64,15 @@ need_no_rest() { ((${#rest[@]} == 0)) || refuse "nothing may follow --, but '${r
 # run COMMAND...: runs it; under --dry-run prints it instead.
 run() { if [[ -n $dry_run ]]; then quoted "$@"; else "$@"; fi; }
 
+# ask FILE COMMAND...: runs it with its output in FILE, and answers a trap at once. bash 5.2 now and
+# then loses a SIGINT that comes while it expands $(...) or runs a command, but none within `wait`.
+ask() {
+    exec 8>"$1" # here, as the command may outlive an interrupt, and what is in $scratch
+    "${@:2}" </dev/null >&8 8>&- &
+    exec 8>&-
+    wait "$!"
+}
+
 # report TEXT: a line for people once something was done; nothing was under --dry-run.
 report() { [[ -n $dry_run ]] || say "$@"; }
 
@@ -75,7 +86,7 @@ on_workers() {
 # on-demand) and $node (the state of the VMs); ABSENT is what does not exist. Fails where gcloud
 # does. Under --dry-run it finds what the script hopes for: $hoped.
 look() {
-    local mine="--filter=name~\"(^|/)$name\$\"" found resources vms
+    local mine="--filter=name~\"(^|/)$name\$\"" found='' resources vms
     resources=(gcloud compute tpus queued-resources list "${place[@]}" "$mine"
         --format='value[separator="|"](state.state,state.stateInitiator,spot.encode(base64))')
     vms=(gcloud compute tpus tpu-vm list "${place[@]}" "$mine" --format='value(state)')
@@ -84,7 +95,11 @@ look() {
         quoted "${vms[@]}"
         found=${hoped%% *} node=${hoped##* }
     else
-        found=$("${resources[@]}") && node=$("${vms[@]}") || return
+        turn=$((1 - turn)) # other files than those of a look that was interrupted
+        ask "$scratch/found$turn" "${resources[@]}" || return
+        ask "$scratch/node$turn" "${vms[@]}" || return
+        read -r found <"$scratch/found$turn" || true
+        read -r node <"$scratch/node$turn" || true
     fi
     IFS='|' read -r state initiator tier <<<"${found:-ABSENT}"
     [[ -z $tier ]] && tier=on-demand || tier=spot

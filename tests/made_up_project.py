@@ -2,6 +2,7 @@
 zone, the disks of a slice's workers and a bucket, and for the pythons of a worker. They record
 what is asked of them."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,9 +17,15 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 # world.json: workers, spot, lives. A life is what `queued-resources list` sees, look by look: first
 # `queue`, then, once training began, `training`; the last entry stays. "STATE/INITIATOR/VMS".
 GCLOUD = r"""
-import json, os, pathlib, sys
+import fcntl, json, os, pathlib, sys
 root = pathlib.Path(os.environ["WORLD"])
-world = json.loads((root / "world.json").read_text())
+lock = open(root / "lock", "w")
+
+def now_alone():  # until the end, or until unlocked: others may change the world at the same time
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return json.loads((root / "world.json").read_text())
+
+world = now_alone()
 argv, worker = sys.argv[1:], os.environ.get("WORKER")
 verb = " ".join(argv[2:4] if argv[0] == "compute" else argv[:2])
 with open(root / "calls.jsonl", "a") as calls:
@@ -85,6 +92,7 @@ elif verb == "tpu-vm scp":
         shutil.copy(argv[4], home / argv[5].partition(":")[2])
 elif verb == "tpu-vm ssh":
     import subprocess, time
+    fcntl.flock(lock, fcntl.LOCK_UN)
     command = next(a for a in argv if a.startswith("--command=")).removeprefix("--command=")
     def start():
         return [
@@ -99,12 +107,15 @@ elif verb == "tpu-vm ssh":
         for process in running:
             process.kill()
         running = start()
-    if world.pop("loses_worker_0", False):  # the machine: its training and its connection
+    if world.get("loses_worker_0"):  # the machine: its training and its connection
         while len(list(root.glob("worker-*/trained-*"))) < len(homes):
             time.sleep(0.05)
         running[0].kill()
         kill_trainings("worker-0")
+        world = now_alone()
+        del world["loses_worker_0"]
         save()
+        fcntl.flock(lock, fcntl.LOCK_UN)
         running.reverse()  # the others' exit status is there first
     statuses = [process.wait() for process in running]
     sys.exit(next((status for status in statuses if status), 0))
@@ -188,6 +199,7 @@ class World:
 
     def __init__(self, root: Path):
         self.root = root
+        self.started: list[subprocess.Popen] = []
         (root / "bin").mkdir(parents=True)
         for name, text in (("gcloud", GCLOUD), ("train-python", PYTHON), ("python3", PYTHON3)):
             self._program(name, f"#!{sys.executable} -S\n{text}")
@@ -206,9 +218,11 @@ class World:
 
     def put(self, **changes) -> None:
         path = self.root / "world.json"
-        old = json.loads(path.read_text()) if path.exists() else {}
-        (self.root / "world.json.new").write_text(json.dumps(old | changes))
-        (self.root / "world.json.new").rename(path)
+        with open(self.root / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            old = json.loads(path.read_text()) if path.exists() else {}
+            (self.root / "world.json.new").write_text(json.dumps(old | changes))
+            (self.root / "world.json.new").rename(path)
 
     def trainings(self, *plans: list) -> None:
         (self.root / "trainings.json").write_text(json.dumps(plans))
@@ -237,7 +251,7 @@ class World:
             "LAUNCH_POLL_S": "0.1",
         }
         env.pop("CLOUDSDK_COMPUTE_ZONE", None)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             # A shell cannot trap what was ignored at its start, as SIGINT is in a job with &.
             ["env", "--default-signal=INT", "bash", str(self.launch / script), *args],
             env=env,
@@ -246,14 +260,12 @@ class World:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self.started.append(process)
+        return process
 
     def run(self, script: str, *args: str) -> subprocess.CompletedProcess:
         process = self.start(script, *args)
-        try:
-            out, err = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            raise
+        out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     def calls(self, verb: str = "") -> list[list[str]]:
@@ -273,7 +285,12 @@ class World:
             time.sleep(0.05)
 
     def close(self) -> None:
-        """Ends what still runs on the workers."""
+        """Ends what a failed test left: scripts, and what still runs on the workers."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
         for pid in self.root.glob("worker-*/prm_jax_runs/*/*pid"):
             try:
                 os.killpg(int(pid.read_text()), signal.SIGKILL)

@@ -109,7 +109,7 @@ attempt() { # one training; sets $status to the worst worker's, or to '' when th
             break
         fi
     done
-    wait "$shown" || true
+    wait "$shown" || true # then the log is whole
     [[ ! -s $scratch/code ]] || read -r code <"$scratch/code"
     job='' training='' status=$code # gcloud's is that of the first worker that failed
     [[ -n $code && $code != 0 ]] || return 0

@@ -5,11 +5,14 @@ name='' zone='' project='' type='' version='' network='' subnetwork='' service_a
 bucket='' workdir='' sync_every='' restarts='' delete_when_done='' yes='' dry_run='' rest=() hoped=''
 poll_s=${LAUNCH_POLL_S:-30} # between two looks at the state, in seconds
 script=${0##*/}
-scratch=$(mktemp -d) turn=0
-trap 'rm -rf "$scratch"' EXIT
+turn=0
 
 say() { printf '%s: %s\n' "$script" "$*" >&2; }
 refuse() { say "error: $*"; exit 2; }
+
+scratch=$(mktemp -d) ||
+    refuse "no temporary folder (mktemp's message is above): set TMPDIR to a folder with space"
+trap 'rm -rf "$scratch"' EXIT
 
 # quoted WORD...: the words as a shell reads them back, whatever is in them.
 quoted() {

@@ -425,6 +425,14 @@ def test_an_interrupt_is_never_lost_while_the_state_is_looked_at(tmp_path):
             assert bash.returncode == 130
 
 
+def test_no_temporary_folder_is_refused_with_the_way_out(world, monkeypatch):
+    world.up(READY)
+    monkeypatch.setenv("TMPDIR", str(world.root / "no folder"))
+    told = world.run("delete.sh", *DEMO, "--yes")
+    assert told.returncode == 2 and "set TMPDIR to a folder with space" in told.stderr
+    assert not world.calls()
+
+
 def test_a_bucket_that_cannot_be_used_is_refused_before_the_training(world):
     world.up(READY, fails=["storage cp"])
     told = world.run("run.sh", *DEMO, *BUCKET)
